@@ -1,0 +1,67 @@
+//! Every reason for not giving a token, once: its stable name and the sentence for a person.
+
+use crate::facts::ObjectKey;
+
+/// Why a request gets no token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// The pod has no `aadpodidbinding` label.
+    #[error("pod {pod} has no label aadpodidbinding; label it with the selector of an AzureIdentityBinding in namespace {ns}", ns = pod.namespace)]
+    NoLabel {
+        /// The pod.
+        pod: ObjectKey,
+    },
+    /// No binding selects the pod.
+    #[error("no AzureIdentityBinding in namespace {ns} selects pod {pod} (aadpodidbinding={selector}); check spec.selector, and spec.serviceAccounts where set", ns = pod.namespace)]
+    NoBinding {
+        /// The pod.
+        pod: ObjectKey,
+        /// Its label.
+        selector: String,
+    },
+    /// Bindings select the pod, but the AzureIdentity that they name is missing, malformed, or kept to another namespace.
+    #[error(
+        "AzureIdentityBinding {binding} selects pod {pod}, but its AzureIdentity {identity} does not exist, is malformed, or is kept to its own namespace"
+    )]
+    NoIdentity {
+        /// The pod.
+        pod: ObjectKey,
+        /// The first such binding.
+        binding: ObjectKey,
+        /// The identity it names.
+        identity: ObjectKey,
+    },
+    /// The request names an identity that the pod is not granted.
+    #[error(
+        "pod {pod} asks for an identity that no AzureIdentityBinding grants it; it is granted {granted}"
+    )]
+    NotGranted {
+        /// The pod.
+        pod: ObjectKey,
+        /// The names of those it has.
+        granted: String,
+    },
+    /// The request names none and several are granted with equal weight.
+    #[error(
+        "pod {pod} is granted {granted}; name one with client_id, object_id or msi_res_id, or give one AzureIdentityBinding a higher weight"
+    )]
+    Ambiguous {
+        /// The pod.
+        pod: ObjectKey,
+        /// The names of the candidates.
+        granted: String,
+    },
+}
+
+impl Reason {
+    /// The stable name, for metrics, Events and `why`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoLabel { .. } => "NoLabel",
+            Self::NoBinding { .. } => "NoBinding",
+            Self::NoIdentity { .. } => "NoIdentity",
+            Self::NotGranted { .. } => "NotGranted",
+            Self::Ambiguous { .. } => "Ambiguous",
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The verdict on a token request, with its explanation.
+
+use std::collections::BTreeMap;
+
+use crate::facts::{BindingFacts, ExceptionFacts, IdentityFacts, ObjectKey, PodFacts};
+use crate::ids::{ClientId, ResourceId};
+use crate::matching::{BINDING_LABEL, Scope, exempts, grants, selects};
+use crate::reason::Reason;
+
+/// How a request names the identity it wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Not at all.
+    Any,
+    /// By `client_id`.
+    Client(ClientId),
+    /// By `msi_res_id` or one of its other spellings.
+    Resource(ResourceId),
+}
+
+impl Wanted {
+    fn accepts(&self, identity: &IdentityFacts) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Client(id) => identity.client_id == *id,
+            Self::Resource(id) => identity.resource_id() == Some(id),
+        }
+    }
+}
+
+/// What a pod gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// A token of this identity.
+    Grant(&'a IdentityFacts),
+    /// An exception lets the request through to IMDS unchanged.
+    Exempt(ObjectKey),
+    /// Nothing, and why.
+    Refused(Reason),
+}
+
+/// The objects that may bear on a pod. The caller narrows them down by its index; the rules below check them all again.
+#[derive(Debug, Clone, Copy)]
+pub struct Grants<'a> {
+    /// How far bindings reach.
+    pub scope: Scope,
+    /// Candidate bindings.
+    pub bindings: &'a [&'a BindingFacts],
+    /// Candidate identities.
+    pub identities: &'a [&'a IdentityFacts],
+    /// Candidate exceptions.
+    pub exceptions: &'a [&'a ExceptionFacts],
+}
+
+/// Decides what a live pod gets that asks for `wanted`.
+pub fn authorize<'a>(objects: Grants<'a>, pod: &PodFacts, wanted: &Wanted) -> Verdict<'a> {
+    if let Some(exception) = objects.exceptions.iter().find(|e| exempts(e, pod)) {
+        return Verdict::Exempt(exception.key.clone());
+    }
+    let granted = granted(objects, pod);
+    if granted.is_empty() {
+        return Verdict::Refused(nothing_granted(objects, pod));
+    }
+    let matching: Vec<_> = granted
+        .iter()
+        .filter(|g| wanted.accepts(g.identity))
+        .collect();
+    let heaviest = matching.iter().map(|g| g.weight).max();
+    let mut best = matching.iter().filter(|g| Some(g.weight) == heaviest);
+    match (best.next(), best.next()) {
+        (Some(only), None) => Verdict::Grant(only.identity),
+        (Some(first), Some(_)) if *wanted != Wanted::Any => Verdict::Grant(first.identity),
+        (None, _) => Verdict::Refused(Reason::NotGranted {
+            pod: pod.key.clone(),
+            granted: names(granted.iter()),
+        }),
+        _ => Verdict::Refused(Reason::Ambiguous {
+            pod: pod.key.clone(),
+            granted: names(matching.into_iter()),
+        }),
+    }
+}
+
+/// An identity that a pod may use, with the highest weight among the bindings that grant it.
+struct Granted<'a> {
+    identity: &'a IdentityFacts,
+    weight: i32,
+}
+
+fn granted<'a>(objects: Grants<'a>, pod: &PodFacts) -> Vec<Granted<'a>> {
+    let mut found: BTreeMap<&ObjectKey, Granted<'a>> = BTreeMap::new();
+    for binding in objects.bindings {
+        for identity in objects
+            .identities
+            .iter()
+            .filter(|i| grants(objects.scope, binding, i, pod))
+        {
+            let entry = found.entry(&identity.key).or_insert(Granted {
+                identity,
+                weight: binding.weight,
+            });
+            entry.weight = entry.weight.max(binding.weight);
+        }
+    }
+    found.into_values().collect()
+}
+
+fn nothing_granted(objects: Grants<'_>, pod: &PodFacts) -> Reason {
+    let Some(selector) = pod
+        .labels
+        .get(BINDING_LABEL)
+        .filter(|value| !value.is_empty())
+    else {
+        return Reason::NoLabel {
+            pod: pod.key.clone(),
+        };
+    };
+    match objects
+        .bindings
+        .iter()
+        .find(|b| selects(objects.scope, b, pod))
+    {
+        Some(binding) => Reason::NoIdentity {
+            pod: pod.key.clone(),
+            binding: binding.key.clone(),
+            identity: ObjectKey {
+                namespace: binding.key.namespace.clone(),
+                name: binding.identity.clone(),
+            },
+        },
+        None => Reason::NoBinding {
+            pod: pod.key.clone(),
+            selector: selector.clone(),
+        },
+    }
+}
+
+fn names<'a>(granted: impl Iterator<Item = &'a Granted<'a>>) -> String {
+    granted
+        .map(|g| g.identity.key.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+use super::*;
+use crate::facts::{IdentitySource, PodPhase};
+use proptest::prelude::*;
+
+fn guid(n: u8) -> String {
+    format!("00000000-0000-0000-0000-0000000000{n:02x}")
+}
+
+fn identity(namespace: &str, name: &str, n: u8) -> IdentityFacts {
+    let resource_id = ResourceId::parse(&format!(
+        "/subscriptions/s/resourceGroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/{name}"
+    ))
+    .unwrap();
+    IdentityFacts {
+        key: ObjectKey::new(namespace, name),
+        client_id: ClientId::parse(&guid(n)).unwrap(),
+        source: IdentitySource::UserAssigned { resource_id },
+        namespaced: false,
+    }
+}
+
+fn binding(namespace: &str, identity: &str, selector: &str, weight: i32) -> BindingFacts {
+    BindingFacts {
+        key: ObjectKey::new(namespace, &format!("{identity}-{selector}")),
+        identity: identity.into(),
+        selector: selector.into(),
+        weight,
+        service_accounts: vec![],
+    }
+}
+
+fn pod(namespace: &str, selector: Option<&str>) -> PodFacts {
+    PodFacts {
+        key: ObjectKey::new(namespace, "pod"),
+        uid: "uid".into(),
+        labels: selector
+            .map(|s| (BINDING_LABEL.to_owned(), s.to_owned()))
+            .into_iter()
+            .collect(),
+        service_account: "default".into(),
+        node: Some("node".into()),
+        addresses: vec![],
+        host_network: false,
+        phase: PodPhase::Live,
+    }
+}
+
+fn ask<'a>(
+    scope: Scope,
+    bindings: &'a [&'a BindingFacts],
+    identities: &'a [&'a IdentityFacts],
+    pod: &PodFacts,
+    wanted: &Wanted,
+) -> Verdict<'a> {
+    authorize(
+        Grants {
+            scope,
+            bindings,
+            identities,
+            exceptions: &[],
+        },
+        pod,
+        wanted,
+    )
+}
+
+fn refused(verdict: &Verdict<'_>) -> &'static str {
+    match verdict {
+        Verdict::Refused(reason) => reason.name(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn the_bound_identity_is_granted_and_nothing_else() {
+    let (reader, writer) = (identity("a", "reader", 1), identity("a", "writer", 2));
+    let bound = binding("a", "reader", "app", 0);
+    let (bindings, identities) = ([&bound], [&reader, &writer]);
+    let app = pod("a", Some("app"));
+    let get = |pod: &PodFacts, wanted: &Wanted| match ask(
+        Scope::Namespaced,
+        &bindings,
+        &identities,
+        pod,
+        wanted,
+    ) {
+        Verdict::Grant(identity) => identity.key.name.to_string(),
+        other => refused(&other).to_owned(),
+    };
+    assert_eq!(get(&app, &Wanted::Any), "reader");
+    assert_eq!(
+        get(&app, &Wanted::Client(reader.client_id.clone())),
+        "reader"
+    );
+    assert_eq!(
+        get(&app, &Wanted::Client(writer.client_id.clone())),
+        "NotGranted"
+    );
+    assert_eq!(
+        get(
+            &app,
+            &Wanted::Resource(writer.resource_id().unwrap().clone())
+        ),
+        "NotGranted"
+    );
+    assert_eq!(get(&pod("a", None), &Wanted::Any), "NoLabel");
+    assert_eq!(get(&pod("a", Some("App")), &Wanted::Any), "NoBinding");
+    assert_eq!(get(&pod("b", Some("app")), &Wanted::Any), "NoBinding");
+    let finished = PodFacts {
+        phase: PodPhase::Finished,
+        ..app.clone()
+    };
+    assert_eq!(get(&finished, &Wanted::Any), "NoBinding");
+    assert_eq!(
+        get(&PodFacts { node: None, ..app }, &Wanted::Any),
+        "NoBinding"
+    );
+}
+
+#[test]
+fn a_binding_may_be_limited_to_service_accounts() {
+    let reader = identity("a", "reader", 1);
+    let limited = BindingFacts {
+        service_accounts: vec!["batch".into()],
+        ..binding("a", "reader", "app", 0)
+    };
+    let app = pod("a", Some("app"));
+    let verdict = |p: &PodFacts| {
+        matches!(
+            ask(Scope::Namespaced, &[&limited], &[&reader], p, &Wanted::Any),
+            Verdict::Grant(_)
+        )
+    };
+    assert!(!verdict(&app));
+    assert!(verdict(&PodFacts {
+        service_account: "batch".into(),
+        ..app
+    }));
+}
+
+#[test]
+fn across_namespaces_stops_at_an_identity_that_is_kept_home() {
+    let reader = identity("a", "reader", 1);
+    let bound = binding("a", "reader", "app", 0);
+    let other = pod("b", Some("app"));
+    let (bindings, identities) = ([&bound], [&reader]);
+    let verdict = ask(
+        Scope::AcrossNamespaces,
+        &bindings,
+        &identities,
+        &other,
+        &Wanted::Any,
+    );
+    assert_eq!(verdict, Verdict::Grant(&reader));
+    let home = IdentityFacts {
+        namespaced: true,
+        ..reader
+    };
+    assert_eq!(
+        refused(&ask(
+            Scope::AcrossNamespaces,
+            &[&bound],
+            &[&home],
+            &other,
+            &Wanted::Any
+        )),
+        "NoIdentity"
+    );
+}
+
+#[test]
+fn several_unnamed_need_a_weight() {
+    let (one, two) = (identity("a", "one", 1), identity("a", "two", 2));
+    let (light, heavy) = (binding("a", "one", "app", 0), binding("a", "two", "app", 5));
+    let even = binding("a", "two", "app", 0);
+    let app = pod("a", Some("app"));
+    assert_eq!(
+        ask(
+            Scope::Namespaced,
+            &[&light, &heavy],
+            &[&one, &two],
+            &app,
+            &Wanted::Any
+        ),
+        Verdict::Grant(&two)
+    );
+    match ask(
+        Scope::Namespaced,
+        &[&light, &even],
+        &[&one, &two],
+        &app,
+        &Wanted::Any,
+    ) {
+        Verdict::Refused(reason) => {
+            assert_eq!(reason.name(), "Ambiguous");
+            assert!(reason.to_string().contains("a/one, a/two"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn any_label_of_an_exception_in_the_pods_namespace_exempts() {
+    let exception = ExceptionFacts {
+        key: ObjectKey::new("a", "none"),
+        pod_labels: [
+            ("noaad".to_owned(), "true".to_owned()),
+            ("x".to_owned(), "y".to_owned()),
+        ]
+        .into(),
+    };
+    let objects = Grants {
+        scope: Scope::Namespaced,
+        bindings: &[],
+        identities: &[],
+        exceptions: &[&exception],
+    };
+    let mut app = pod("a", None);
+    assert_eq!(refused(&authorize(objects, &app, &Wanted::Any)), "NoLabel");
+    app.labels.insert("noaad".into(), "True".into());
+    assert_eq!(
+        authorize(objects, &app, &Wanted::Any),
+        Verdict::Exempt(exception.key.clone())
+    );
+    app.key = ObjectKey::new("b", "pod");
+    assert_eq!(refused(&authorize(objects, &app, &Wanted::Any)), "NoLabel");
+}
+
+proptest! {
+    /// Whatever the cluster holds, a grant rests on a binding of the pod's own namespace with its label that names the identity.
+    #[test]
+    fn no_grant_without_a_binding_of_the_namespace(
+        binds in prop::collection::vec((0..3u8, 0..4u8, 0..3u8, -1..2i32), 0..8),
+        ids in prop::collection::vec((0..3u8, 0..4u8), 0..8),
+        ns in 0..3u8, label in prop::option::of(0..3u8), want in prop::option::of(0..16u8),
+    ) {
+        let names = |p: &str, n: u8| format!("{p}{n}");
+        let bindings: Vec<_> = binds.iter()
+            .map(|(n, i, s, w)| binding(&names("ns", *n), &names("id", *i), &names("s", *s), *w)).collect();
+        let identities: Vec<_> = ids.iter().map(|(n, i)| identity(&names("ns", *n), &names("id", *i), n * 4 + i)).collect();
+        let app = pod(&names("ns", ns), label.map(|s| names("s", s)).as_deref());
+        let wanted = want.map_or(Wanted::Any, |n| Wanted::Client(ClientId::parse(&guid(n)).unwrap()));
+        let (b, i): (Vec<_>, Vec<_>) = (bindings.iter().collect(), identities.iter().collect());
+        if let Verdict::Grant(identity) = ask(Scope::Namespaced, &b, &i, &app, &wanted) {
+            prop_assert_eq!(&identity.key.namespace, &app.key.namespace);
+            prop_assert!(bindings.iter().any(|b| b.key.namespace == app.key.namespace
+                && b.identity == identity.key.name
+                && app.labels.get(BINDING_LABEL).map(String::as_str) == Some(&*b.selector)));
+            if let Wanted::Client(id) = &wanted {
+                prop_assert_eq!(id, &identity.client_id);
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! AzureIdentity: an identity in Azure that pods may use.
+
+use kube::CustomResource;
+use kube::ResourceExt as _;
+use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
+use podid_policy::ids::{ClientId, ResourceId};
+use serde::{Deserialize, Serialize};
+
+use crate::{BEHAVIOR_ANNOTATION, ObjectError, required};
+
+/// `spec` of an AzureIdentity.
+#[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "aadpodidentity.k8s.io",
+    version = "v1",
+    kind = "AzureIdentity",
+    plural = "azureidentities",
+    namespaced,
+    schema = "disabled"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureIdentitySpec {
+    /// 0: user-assigned managed identity; 1: service principal with a secret; 2: with a certificate.
+    #[serde(rename = "type", default)]
+    pub kind: i64,
+    /// The ARM id of the user-assigned identity.
+    #[serde(
+        rename = "resourceID",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub resource_id: Option<String>,
+    /// The older spelling.
+    #[serde(
+        rename = "ResourceID",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub legacy_resource_id: Option<String>,
+    /// The application (client) id.
+    #[serde(rename = "clientID", default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    /// The older spelling.
+    #[serde(rename = "ClientID", default, skip_serializing_if = "Option::is_none")]
+    pub legacy_client_id: Option<String>,
+    /// The Secret with a service principal's credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_password: Option<SecretReference>,
+    /// The older spelling.
+    #[serde(
+        rename = "ClientPassword",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub legacy_client_password: Option<SecretReference>,
+    /// The tenant of a service principal.
+    #[serde(rename = "tenantID", default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+    /// The older spelling.
+    #[serde(rename = "TenantID", default, skip_serializing_if = "Option::is_none")]
+    pub legacy_tenant_id: Option<String>,
+    /// The authority's base URL where it is not the cloud's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ad_endpoint: Option<String>,
+    /// The older spelling.
+    #[serde(
+        rename = "ADEndpoint",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub legacy_ad_endpoint: Option<String>,
+}
+
+/// Names a Secret.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SecretReference {
+    /// Its name.
+    #[serde(default, alias = "Name")]
+    pub name: String,
+    /// Its namespace; the AzureIdentity's own when empty.
+    #[serde(default, alias = "Namespace")]
+    pub namespace: String,
+}
+
+impl AzureIdentity {
+    /// The few fields that the rules need.
+    ///
+    /// # Errors
+    /// [`ObjectError`] names the field that is missing or malformed.
+    pub fn facts(&self) -> Result<IdentityFacts, ObjectError> {
+        let spec = &self.spec;
+        let namespace = self.namespace().unwrap_or_default();
+        let client_id = required("spec.clientID", &spec.client_id, &spec.legacy_client_id)?;
+        let client_id = ClientId::parse(client_id).map_err(|cause| ObjectError::Malformed {
+            field: "spec.clientID",
+            cause,
+        })?;
+        let source = match spec.kind {
+            0 => self.user_assigned()?,
+            1 | 2 => self.service_principal(&namespace)?,
+            other => {
+                return Err(ObjectError::Unsupported {
+                    field: "spec.type",
+                    value: other.to_string(),
+                    allowed: "0, 1 and 2 are",
+                });
+            }
+        };
+        let namespaced = self
+            .annotations()
+            .get(BEHAVIOR_ANNOTATION)
+            .is_some_and(|value| value.trim() == "namespaced");
+        let key = ObjectKey::new(&namespace, &self.name_any());
+        Ok(IdentityFacts {
+            key,
+            client_id,
+            source,
+            namespaced,
+        })
+    }
+
+    fn user_assigned(&self) -> Result<IdentitySource, ObjectError> {
+        let field = "spec.resourceID";
+        let text = required(field, &self.spec.resource_id, &self.spec.legacy_resource_id)?;
+        let resource_id =
+            ResourceId::parse(text).map_err(|cause| ObjectError::Malformed { field, cause })?;
+        Ok(IdentitySource::UserAssigned { resource_id })
+    }
+
+    fn service_principal(&self, namespace: &str) -> Result<IdentitySource, ObjectError> {
+        let spec = &self.spec;
+        let tenant = required("spec.tenantID", &spec.tenant_id, &spec.legacy_tenant_id)?;
+        let secret = spec
+            .client_password
+            .as_ref()
+            .or(spec.legacy_client_password.as_ref())
+            .filter(|secret| !secret.name.is_empty())
+            .ok_or(ObjectError::Missing {
+                field: "spec.clientPassword.name",
+            })?;
+        let home = if secret.namespace.is_empty() {
+            namespace
+        } else {
+            &secret.namespace
+        };
+        let authority = spec
+            .ad_endpoint
+            .as_deref()
+            .or(spec.legacy_ad_endpoint.as_deref());
+        Ok(IdentitySource::ServicePrincipal {
+            certificate: spec.kind == 2,
+            tenant: tenant.into(),
+            secret: ObjectKey::new(home, &secret.name),
+            authority: authority.filter(|url| !url.is_empty()).map(Into::into),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ARTICLE: &str = r#"
+apiVersion: "aadpodidentity.k8s.io/v1"
+kind: AzureIdentity
+metadata:
+  name: reader-id
+  namespace: default
+spec:
+  type: 0
+  ResourceID: /subscriptions/s/resourcegroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/reader-id
+  ClientID: 6f1c0000-0000-0000-0000-0000000022ab
+"#;
+
+    fn read(yaml: &str) -> AzureIdentity {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn both_spellings_give_the_same_facts() {
+        let legacy = read(ARTICLE).facts().unwrap();
+        let today = ARTICLE
+            .replace("ResourceID", "resourceID")
+            .replace("ClientID", "clientID");
+        assert_eq!(read(&today).facts().unwrap(), legacy);
+        assert_eq!(legacy.key.to_string(), "default/reader-id");
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let error = |yaml: &str| read(yaml).facts().unwrap_err().to_string();
+        assert!(
+            error(&ARTICLE.replace("ClientID", "clientid"))
+                .starts_with("spec.clientID is required")
+        );
+        assert!(error(&ARTICLE.replace("22ab", "22a")).starts_with("spec.clientID: "));
+        assert!(
+            error(&ARTICLE.replace("userAssignedIdentities", "x")).starts_with("spec.resourceID: ")
+        );
+        assert!(
+            error(&ARTICLE.replace("type: 0", "type: 1")).starts_with("spec.tenantID is required")
+        );
+        assert!(error(&ARTICLE.replace("type: 0", "type: 7")).starts_with("spec.type: 7"));
+    }
+
+    #[test]
+    fn a_service_principal_keeps_its_secret_at_home_unless_told() {
+        let yaml = ARTICLE.replace(
+            "type: 0",
+            "type: 2\n  tenantID: t\n  clientPassword: {Name: cert}",
+        );
+        let IdentitySource::ServicePrincipal {
+            certificate,
+            secret,
+            ..
+        } = read(&yaml).facts().unwrap().source
+        else {
+            panic!("not a service principal");
+        };
+        assert!(certificate);
+        assert_eq!(secret, ObjectKey::new("default", "cert"));
+    }
+}

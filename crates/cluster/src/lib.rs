@@ -1,1 +1,3 @@
-//! podid-cluster
+//! Everything that podid says to an API server, except what it decides.
+
+pub mod watch;

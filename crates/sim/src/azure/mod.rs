@@ -1,0 +1,1 @@
+//! A simulated Azure: the metadata service, Entra token endpoint, and Resource Manager.

@@ -3,6 +3,7 @@
 //!
 //! Field names in the capitalised spelling that versions before 1.6 of AAD Pod Identity used are read too.
 
+pub mod assigned;
 pub mod binding;
 pub mod crds;
 pub mod exception;

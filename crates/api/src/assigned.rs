@@ -1,0 +1,203 @@
+//! AzureAssignedIdentity: the state of one identity for one pod. The controller writes it; node agents read it.
+
+use kube::CustomResource;
+use kube::ResourceExt as _;
+use podid_policy::facts::ObjectKey;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{ObjectError, required};
+
+/// Holds an AzureAssignedIdentity in being until its identity has left the host.
+pub const FINALIZER: &str = "azureassignedidentity.finalizers.aadpodidentity.k8s.io";
+/// The label that names the pod's node, by which a node agent selects what concerns it.
+pub const NODE_LABEL: &str = "nodename";
+/// Where AzureAssignedIdentities live unless identities are kept to their namespaces.
+pub const SHARED_NAMESPACE: &str = "default";
+
+/// `spec` of an AzureAssignedIdentity.
+#[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "aadpodidentity.k8s.io",
+    version = "v1",
+    kind = "AzureAssignedIdentity",
+    plural = "azureassignedidentities",
+    namespaced,
+    status = "AzureAssignedIdentityStatus",
+    schema = "disabled"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureAssignedIdentitySpec {
+    /// A copy of the AzureIdentity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub azure_identity_ref: Option<Value>,
+    /// A copy of the AzureIdentityBinding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub azure_binding_ref: Option<Value>,
+    /// The pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The pod's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_namespace: Option<String>,
+    /// The pod's node.
+    #[serde(rename = "nodename", default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// Kept for compatibility; not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+}
+
+/// `status` of an AzureAssignedIdentity.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureAssignedIdentityStatus {
+    /// How far the assignment is: one of [`State`]'s names.
+    #[serde(default)]
+    pub status: String,
+    /// Kept for compatibility; not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_replicas: Option<i32>,
+}
+
+/// How far an assignment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Known, and not yet on the pod's host.
+    Created,
+    /// On the pod's host: tokens can be had.
+    Assigned,
+    /// Left the pod's host; the object is about to go.
+    Unassigned,
+}
+
+impl State {
+    /// As written in `status.status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Created => "Created",
+            State::Assigned => "Assigned",
+            State::Unassigned => "Unassigned",
+        }
+    }
+
+    /// Reads `status.status`; anything unknown, the empty text included, counts as not yet assigned.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "Assigned" => State::Assigned,
+            "Unassigned" => State::Unassigned,
+            _ => State::Created,
+        }
+    }
+}
+
+/// The few fields of an AzureAssignedIdentity that the rules need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssignedFacts {
+    /// The object itself.
+    pub key: ObjectKey,
+    /// The pod.
+    pub pod: ObjectKey,
+    /// The AzureIdentity.
+    pub identity: ObjectKey,
+    /// The AzureIdentityBinding; `None` when the copy names none.
+    pub binding: Option<ObjectKey>,
+    /// The pod's node.
+    pub node: String,
+    /// How far the assignment is.
+    pub state: State,
+    /// Whether it is being deleted and only its finalizer holds it.
+    pub deleting: bool,
+}
+
+/// The object's name for a pod and an identity, as other versions compute it.
+pub fn name(pod: &ObjectKey, identity: &str) -> String {
+    format!("{}-{}-{identity}", pod.name, pod.namespace)
+}
+
+impl AzureAssignedIdentity {
+    /// The few fields that the rules need.
+    ///
+    /// # Errors
+    /// [`ObjectError`] names the field that is missing.
+    pub fn facts(&self) -> Result<AssignedFacts, ObjectError> {
+        let spec = &self.spec;
+        let namespace = self.namespace().unwrap_or_default();
+        let pod = required("spec.pod", &spec.pod, &None)?;
+        let pod_namespace = required("spec.podNamespace", &spec.pod_namespace, &None)?;
+        let identity =
+            embedded_key(spec.azure_identity_ref.as_ref()).ok_or(ObjectError::Missing {
+                field: "spec.azureIdentityRef.metadata.name",
+            })?;
+        let state = self.status.as_ref().map_or("", |status| &status.status);
+        Ok(AssignedFacts {
+            key: ObjectKey::new(&namespace, &self.name_any()),
+            pod: ObjectKey::new(pod_namespace, pod),
+            identity,
+            binding: embedded_key(spec.azure_binding_ref.as_ref()),
+            node: spec.node_name.clone().unwrap_or_default(),
+            state: State::parse(state),
+            deleting: self.metadata.deletion_timestamp.is_some(),
+        })
+    }
+}
+
+fn embedded_key(object: Option<&Value>) -> Option<ObjectKey> {
+    let metadata = object?.get("metadata")?;
+    let name = metadata.get("name")?.as_str().filter(|n| !n.is_empty())?;
+    let namespace = metadata.get("namespace").and_then(Value::as_str);
+    Some(ObjectKey::new(namespace.unwrap_or_default(), name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn object() -> Value {
+        json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureAssignedIdentity",
+            "metadata": { "namespace": "default", "name": "web-shop-reader-id" },
+            "spec": {
+                "pod": "web", "podNamespace": "shop", "nodename": "node-1", "replicas": null,
+                "azureIdentityRef": { "metadata": { "namespace": "shop", "name": "reader-id" }, "spec": { "type": 0 } },
+                "azureBindingRef": { "metadata": { "namespace": "shop", "name": "binding" } },
+            },
+            "status": { "status": "Assigned", "availableReplicas": 1 },
+        })
+    }
+
+    fn read(value: Value) -> Result<AssignedFacts, ObjectError> {
+        serde_json::from_value::<AzureAssignedIdentity>(value)
+            .unwrap()
+            .facts()
+    }
+
+    #[test]
+    fn an_object_of_any_version_is_read() {
+        let facts = read(object()).unwrap();
+        assert_eq!(facts.pod, ObjectKey::new("shop", "web"));
+        assert_eq!(facts.identity, ObjectKey::new("shop", "reader-id"));
+        assert_eq!(facts.binding, Some(ObjectKey::new("shop", "binding")));
+        assert_eq!((facts.state, facts.deleting), (State::Assigned, false));
+        assert_eq!(&*facts.key.name, name(&facts.pod, "reader-id"));
+    }
+
+    #[test]
+    fn without_a_status_it_is_not_yet_assigned() {
+        let mut value = object();
+        value.as_object_mut().unwrap().remove("status");
+        assert_eq!(read(value).unwrap().state, State::Created);
+        for state in [State::Created, State::Assigned, State::Unassigned] {
+            assert_eq!(State::parse(state.name()), state);
+        }
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let mut value = object();
+        value["spec"]["azureIdentityRef"] = json!({ "metadata": {} });
+        let error = read(value).unwrap_err().to_string();
+        assert!(error.starts_with("spec.azureIdentityRef.metadata.name is required"));
+    }
+}

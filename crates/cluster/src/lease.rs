@@ -1,7 +1,41 @@
-//! Who leads: the decision over a `coordination.k8s.io/v1` Lease.
+//! Who leads: one candidate among several, by a `coordination.k8s.io/v1` Lease.
+//!
+//! A claim counts as expired when the Lease has been *seen unchanged* for its duration, so that clocks need not agree.
 
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::coordination::v1::LeaseSpec;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::sync::watch::Sender;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// One of the processes that may lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The Lease's namespace.
+    pub namespace: String,
+    /// The Lease's name.
+    pub name: String,
+    /// This candidate's name, unique among its peers (the pod's name).
+    pub identity: String,
+    /// How long a claim lasts without renewal. Whole seconds, at least 1.
+    pub duration: Duration,
+}
+
+impl Candidate {
+    fn retry(&self) -> Duration {
+        self.duration / 4
+    }
+
+    /// Leading ends this long after the last renewal, well before another may begin.
+    fn deadline(&self) -> Duration {
+        self.duration * 2 / 3
+    }
+}
 
 /// What a candidate does about the lease now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,22 +44,16 @@ pub enum Decision {
     Acquire,
     /// This candidate holds it: renew it.
     Renew,
-    /// Another holds it: look again at the given time.
+    /// Another holds it.
     Follow {
         /// The holder.
         holder: String,
-        /// When its claim ends unless it renews.
-        until: Timestamp,
     },
 }
 
-/// Decides for candidate `me` at `now`. A lease that states no duration counts as `default_duration` long.
-pub fn decide(
-    lease: &LeaseSpec,
-    me: &str,
-    now: Timestamp,
-    default_duration: SignedDuration,
-) -> Decision {
+/// Decides for candidate `me` about a lease that has been seen unchanged for a while. A lease that states no duration counts
+/// as `default` long.
+pub fn decide(lease: &LeaseSpec, me: &str, unchanged: Duration, default: Duration) -> Decision {
     let holder = lease.holder_identity.as_deref().unwrap_or_default();
     if holder.is_empty() {
         return Decision::Acquire;
@@ -35,75 +63,198 @@ pub fn decide(
     }
     let duration = lease
         .lease_duration_seconds
+        .and_then(|seconds| u64::try_from(seconds).ok())
         .filter(|seconds| *seconds > 0)
-        .map_or(default_duration, |seconds| {
-            SignedDuration::from_secs(seconds.into())
-        });
-    let renewed = lease.renew_time.as_ref().or(lease.acquire_time.as_ref());
-    let until = renewed.and_then(|time| time.0.checked_add(duration).ok());
-    match until {
-        Some(until) if until > now => Decision::Follow {
+        .map_or(default, Duration::from_secs);
+    if unchanged >= duration {
+        Decision::Acquire
+    } else {
+        Decision::Follow {
             holder: holder.to_owned(),
-            until,
-        },
-        _ => Decision::Acquire,
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+/// Takes part until shutdown. `leading` is true only while the lease is provably this candidate's. At shutdown the lease is
+/// given back, so that the next leader need not wait.
+pub async fn lead(
+    client: Client,
+    candidate: Candidate,
+    leading: Sender<bool>,
+    shutdown: CancellationToken,
+) {
+    let mut race = Race {
+        api: Api::namespaced(client, &candidate.namespace),
+        candidate,
+        seen: None,
+        followed: String::new(),
+        trouble: String::new(),
+    };
+    let mut renewed: Option<Instant> = None;
+    loop {
+        let asked = Instant::now();
+        let attempt = timeout(race.candidate.retry(), race.attempt());
+        let held = tokio::select! {
+            () = shutdown.cancelled() => break,
+            held = attempt => held.unwrap_or_else(|_| race.troubled("the API server does not answer")),
+        };
+        match held {
+            Some(true) => renewed = Some(asked),
+            Some(false) => renewed = None,
+            None => {}
+        }
+        let until = renewed.map(|at| at + race.candidate.deadline());
+        tell(&leading, until.is_some_and(|until| until > Instant::now()));
+        let lost = async {
+            match until.filter(|_| *leading.borrow()) {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            () = sleep(race.candidate.retry()) => {}
+            () = lost => tell(&leading, false),
+        }
+    }
+    if leading.send_replace(false) {
+        race.release().await;
+    }
+}
 
-    const DEFAULT: SignedDuration = SignedDuration::from_secs(15);
+fn tell(leading: &Sender<bool>, now: bool) {
+    leading.send_if_modified(|was| {
+        let news = *was != now;
+        if news {
+            tracing::info!(leading = now, "leadership changed");
+        }
+        *was = now;
+        news
+    });
+}
 
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(1_000_000 + seconds).unwrap()
+struct Race {
+    api: Api<Lease>,
+    candidate: Candidate,
+    /// The lease as last seen, and since when it has looked so.
+    seen: Option<(LeaseSpec, Instant)>,
+    followed: String,
+    trouble: String,
+}
+
+impl Race {
+    /// One look and at most one write. `None`: nothing could be learnt.
+    async fn attempt(&mut self) -> Option<bool> {
+        match self.step().await {
+            Ok(held) => {
+                self.trouble.clear();
+                Some(held)
+            }
+            Err(error) => self.troubled(&error.to_string()),
+        }
     }
 
-    fn held(holder: &str, renewed: i64, seconds: Option<i32>) -> LeaseSpec {
+    fn troubled(&mut self, reason: &str) -> Option<bool> {
+        if self.trouble != reason {
+            let lease = format!("{}/{}", self.candidate.namespace, self.candidate.name);
+            tracing::warn!(%lease, %reason, "the leader lease cannot be read or written; check the API server and that RBAC allows get, create and update of leases");
+            reason.clone_into(&mut self.trouble);
+        }
+        None
+    }
+
+    async fn step(&mut self) -> Result<bool, kube::Error> {
+        let Some(mut lease) = self.api.get_opt(&self.candidate.name).await? else {
+            return self.create().await;
+        };
+        let spec = lease.spec.take().unwrap_or_default();
+        let now = Instant::now();
+        let since = match &self.seen {
+            Some((seen, since)) if *seen == spec => *since,
+            _ => now,
+        };
+        self.seen = Some((spec.clone(), since));
+        let me = &self.candidate.identity;
+        match decide(&spec, me, now - since, self.candidate.duration) {
+            Decision::Follow { holder } => {
+                if self.followed != holder {
+                    tracing::info!(%holder, "another leads");
+                    self.followed = holder;
+                }
+                Ok(false)
+            }
+            Decision::Renew => self.write(lease, self.claim(Some(&spec))).await,
+            Decision::Acquire => {
+                let mut claim = self.claim(None);
+                claim.lease_transitions = Some(spec.lease_transitions.unwrap_or(0) + 1);
+                self.write(lease, claim).await
+            }
+        }
+    }
+
+    async fn create(&mut self) -> Result<bool, kube::Error> {
+        let mut lease = Lease::default();
+        lease.metadata.name = Some(self.candidate.name.clone());
+        lease.spec = Some(self.claim(None));
+        match self.api.create(&PostParams::default(), &lease).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write(&mut self, mut lease: Lease, spec: LeaseSpec) -> Result<bool, kube::Error> {
+        lease.spec = Some(spec);
+        lease.metadata.managed_fields = None;
+        let written = self
+            .api
+            .replace(&self.candidate.name, &PostParams::default(), &lease)
+            .await;
+        match written {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// This candidate's claim, from now; a renewal keeps what the first claim said.
+    fn claim(&self, held: Option<&LeaseSpec>) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
         LeaseSpec {
-            holder_identity: Some(holder.to_owned()),
-            renew_time: Some(MicroTime(at(renewed))),
-            lease_duration_seconds: seconds,
+            holder_identity: Some(self.candidate.identity.clone()),
+            lease_duration_seconds: i32::try_from(self.candidate.duration.as_secs().max(1)).ok(),
+            acquire_time: held
+                .and_then(|held| held.acquire_time.clone())
+                .or_else(|| Some(now.clone())),
+            lease_transitions: held.and_then(|held| held.lease_transitions).or(Some(0)),
+            renew_time: Some(now),
             ..LeaseSpec::default()
         }
     }
 
-    fn decided(lease: &LeaseSpec, now: i64) -> Decision {
-        decide(lease, "alice", at(now), DEFAULT)
-    }
-
-    #[test]
-    fn a_free_lease_is_taken() {
-        assert_eq!(decided(&LeaseSpec::default(), 0), Decision::Acquire);
-        assert_eq!(decided(&held("", 0, Some(15)), 1), Decision::Acquire);
-    }
-
-    #[test]
-    fn ones_own_lease_is_renewed_even_when_late() {
-        assert_eq!(decided(&held("alice", 0, Some(15)), 1), Decision::Renew);
-        assert_eq!(decided(&held("alice", 0, Some(15)), 100), Decision::Renew);
-    }
-
-    #[test]
-    fn anothers_lease_is_followed_until_it_expires() {
-        let follow = |until| Decision::Follow {
-            holder: "bob".to_owned(),
-            until: at(until),
+    async fn release(&mut self) {
+        let give_back = async {
+            let lease = self.api.get(&self.candidate.name).await?;
+            let spec = lease.spec.clone().unwrap_or_default();
+            if spec.holder_identity.as_deref() != Some(&*self.candidate.identity) {
+                return Ok(false);
+            }
+            let freed = LeaseSpec {
+                holder_identity: None,
+                lease_duration_seconds: Some(1),
+                ..spec
+            };
+            self.write(lease, freed).await
         };
-        assert_eq!(decided(&held("bob", 0, Some(20)), 19), follow(20));
-        assert_eq!(decided(&held("bob", 0, Some(20)), 20), Decision::Acquire);
-        assert_eq!(decided(&held("bob", 0, None), 14), follow(15));
-        assert_eq!(decided(&held("bob", 0, Some(-1)), 15), Decision::Acquire);
-    }
-
-    #[test]
-    fn a_claim_without_a_time_is_void() {
-        let lease = LeaseSpec {
-            renew_time: None,
-            ..held("bob", 0, Some(20))
-        };
-        assert_eq!(decided(&lease, 0), Decision::Acquire);
+        match timeout(Duration::from_secs(2), give_back).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::info!(reason = %error, "the leader lease was not given back")
+            }
+            Err(_) => tracing::info!("the leader lease was not given back in time"),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,9 @@
-//! Everything that podid says to an API server, except what it decides.
+//! Everything said to an API server: watches that feed an index, the leader Lease, Events, status writes, Secrets.
 
+pub mod events;
+#[cfg(test)]
+mod fake;
 pub mod lease;
+pub mod secrets;
+pub mod status;
 pub mod watch;

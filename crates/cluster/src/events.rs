@@ -1,0 +1,97 @@
+//! Events: what happened to an object, where `kubectl describe` shows it.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::time::timeout;
+
+/// Longer notes are refused by the API server.
+const MAX_NOTE: usize = 1000;
+
+/// Records Events on behalf of one component. Repetitions within minutes are counted on one Event.
+#[derive(Clone)]
+pub struct Events {
+    recorder: Recorder,
+}
+
+impl Events {
+    /// `component` is shown as the source, `instance` (the pod's name) tells its replicas apart.
+    pub fn new(client: Client, component: &str, instance: &str) -> Self {
+        let reporter = Reporter {
+            controller: component.to_owned(),
+            instance: Some(instance.to_owned()),
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+        }
+    }
+
+    /// Records that `reason` (one word in PascalCase) happened to an object. Best effort: a failure is logged, nothing more.
+    pub async fn note(
+        &self,
+        regarding: &ObjectReference,
+        warning: bool,
+        reason: &str,
+        message: &str,
+    ) {
+        let event = Event {
+            type_: if warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: reason.to_owned(),
+            note: Some(clip(message)),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        let published = self.recorder.publish(&event, regarding);
+        let trouble = match timeout(Duration::from_secs(5), published).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the API server does not answer".to_owned(),
+        };
+        tracing::info!(event = reason, reason = %trouble, "an Event was not recorded");
+    }
+}
+
+fn clip(message: &str) -> String {
+    match message.char_indices().nth(MAX_NOTE) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Store;
+
+    #[tokio::test]
+    async fn an_event_names_its_object_and_its_source() {
+        let store = Store::default();
+        let events = Events::new(store.client("me"), "podid-mic", "mic-0");
+        let pod = ObjectReference {
+            kind: Some("Pod".into()),
+            name: Some("web".into()),
+            namespace: Some("shop".into()),
+            ..ObjectReference::default()
+        };
+        let long = "é".repeat(2000);
+        events.note(&pod, true, "IdentityNotFound", &long).await;
+        let event = store.object();
+        assert_eq!(event["type"], "Warning");
+        assert_eq!(event["reason"], "IdentityNotFound");
+        assert_eq!(event["regarding"]["name"], "web");
+        assert_eq!(event["reportingController"], "podid-mic");
+        assert_eq!(
+            event["note"].as_str().unwrap().chars().count(),
+            MAX_NOTE + 1
+        );
+        store.cut("me");
+        events.note(&pod, true, "Other", "not delivered").await;
+        assert_eq!(store.object()["reason"], "IdentityNotFound");
+    }
+}

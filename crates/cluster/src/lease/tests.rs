@@ -1,0 +1,120 @@
+use super::*;
+
+const DEFAULT: Duration = Duration::from_secs(15);
+
+fn held(holder: &str, seconds: Option<i32>) -> LeaseSpec {
+    LeaseSpec {
+        holder_identity: Some(holder.to_owned()),
+        lease_duration_seconds: seconds,
+        ..LeaseSpec::default()
+    }
+}
+
+fn decided(lease: &LeaseSpec, unchanged: u64) -> Decision {
+    decide(lease, "alice", Duration::from_secs(unchanged), DEFAULT)
+}
+
+#[test]
+fn a_free_lease_is_taken() {
+    assert_eq!(decided(&LeaseSpec::default(), 0), Decision::Acquire);
+    assert_eq!(decided(&held("", Some(15)), 0), Decision::Acquire);
+}
+
+#[test]
+fn ones_own_lease_is_renewed_even_when_late() {
+    assert_eq!(decided(&held("alice", Some(15)), 1), Decision::Renew);
+    assert_eq!(decided(&held("alice", Some(15)), 100), Decision::Renew);
+}
+
+#[test]
+fn anothers_lease_is_followed_until_it_expires() {
+    let follow = Decision::Follow {
+        holder: "bob".to_owned(),
+    };
+    assert_eq!(decided(&held("bob", Some(20)), 19), follow);
+    assert_eq!(decided(&held("bob", Some(20)), 20), Decision::Acquire);
+    assert_eq!(decided(&held("bob", None), 14), follow);
+    assert_eq!(decided(&held("bob", Some(-1)), 15), Decision::Acquire);
+}
+
+mod against_an_api_server {
+    use super::*;
+    use crate::fake::Store;
+    use tokio::sync::watch;
+
+    fn candidate(identity: &str) -> Candidate {
+        Candidate {
+            namespace: "default".into(),
+            name: "aad-pod-identity-mic".into(),
+            identity: identity.into(),
+            duration: DEFAULT,
+        }
+    }
+
+    struct Running {
+        leading: watch::Receiver<bool>,
+        shutdown: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    fn start(store: &Store, identity: &str) -> Running {
+        let (sender, leading) = watch::channel(false);
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(lead(
+            store.client(identity),
+            candidate(identity),
+            sender,
+            shutdown.clone(),
+        ));
+        Running {
+            leading,
+            shutdown,
+            task,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_leads_and_hands_over_at_shutdown() {
+        let store = Store::default();
+        let mut alice = start(&store, "alice");
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        let mut bob = start(&store, "bob");
+        tokio::time::sleep(DEFAULT * 4).await;
+        assert!(*alice.leading.borrow() && !*bob.leading.borrow());
+        alice.shutdown.cancel();
+        alice.task.await.unwrap();
+        assert!(!*alice.leading.borrow());
+        let freed = Instant::now();
+        bob.leading.wait_for(|l| *l).await.unwrap();
+        assert!(freed.elapsed() <= candidate("bob").retry());
+        bob.shutdown.cancel();
+        bob.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_cannot_renew_stops_before_another_begins() {
+        let store = Store::default();
+        let mut alice = start(&store, "alice");
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        let mut bob = start(&store, "bob");
+        tokio::time::sleep(DEFAULT).await;
+        store.cut("alice");
+        alice.leading.wait_for(|l| !*l).await.unwrap();
+        assert!(!*bob.leading.borrow());
+        bob.leading.wait_for(|l| *l).await.unwrap();
+        alice.shutdown.cancel();
+        bob.shutdown.cancel();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unreachable_server_at_start_is_waited_for() {
+        let store = Store::default();
+        store.cut("alice");
+        let mut alice = start(&store, "alice");
+        tokio::time::sleep(DEFAULT * 3).await;
+        assert!(!*alice.leading.borrow());
+        store.mend();
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        alice.shutdown.cancel();
+    }
+}

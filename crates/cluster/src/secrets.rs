@@ -1,0 +1,102 @@
+//! Secrets: read when needed, wiped when dropped, never kept.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use podid_policy::facts::ObjectKey;
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// Why a Secret cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// It is not there.
+    #[error(
+        "Secret {0} does not exist; create it, or correct spec.clientPassword of the AzureIdentity"
+    )]
+    Absent(ObjectKey),
+    /// This process may not read it.
+    #[error(
+        "Secret {0} may not be read; allow `get` on secrets in its namespace to podid's service account"
+    )]
+    Forbidden(ObjectKey),
+    /// The API server did not answer as it should.
+    #[error("Secret {key} could not be read: {reason}")]
+    Unavailable {
+        /// The Secret.
+        key: ObjectKey,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+impl SecretError {
+    /// Whether the same question may be answered differently soon without anyone's doing.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, SecretError::Unavailable { .. })
+    }
+}
+
+/// The fields of a Secret.
+pub type SecretData = BTreeMap<String, Zeroizing<Vec<u8>>>;
+
+/// Reads a Secret once.
+///
+/// # Errors
+/// [`SecretError`].
+pub async fn read(client: &Client, key: &ObjectKey) -> Result<SecretData, SecretError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), &key.namespace);
+    let secret = api.get(&key.name).await.map_err(|error| match error {
+        kube::Error::Api(status) if status.code == 404 => SecretError::Absent(key.clone()),
+        kube::Error::Api(status) if status.code == 403 => SecretError::Forbidden(key.clone()),
+        error => SecretError::Unavailable {
+            key: key.clone(),
+            // The text of other errors may quote the body.
+            reason: match error {
+                kube::Error::Api(status) => format!("the API server answered {}", status.code),
+                kube::Error::SerdeError(_) => "the answer is not a Secret".to_owned(),
+                other => other.to_string(),
+            },
+        },
+    })?;
+    let data = secret.data.unwrap_or_default();
+    let mut read = SecretData::new();
+    for (name, mut value) in data {
+        read.insert(name, Zeroizing::new(std::mem::take(&mut value.0)));
+        value.0.zeroize();
+    }
+    Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Store;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_secret_is_read_and_its_absence_explained() {
+        let store = Store::default();
+        let key = ObjectKey::new("shop", "sp");
+        let error = read(&store.client("me"), &key).await.unwrap_err();
+        assert!(matches!(error, SecretError::Absent(_)) && !error.is_transient());
+        assert!(
+            error
+                .to_string()
+                .starts_with("Secret shop/sp does not exist")
+        );
+        store.put(json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "sp" },
+            "data": { "clientSecret": "aHVzaA==" },
+        }));
+        let data = read(&store.client("me"), &key).await.unwrap();
+        assert_eq!(&**data["clientSecret"], b"hush");
+        store.cut("me");
+        assert!(
+            read(&store.client("me"), &key)
+                .await
+                .unwrap_err()
+                .is_transient()
+        );
+    }
+}

@@ -3,8 +3,10 @@
 //!
 //! Nothing here does I/O, is async, or knows Kubernetes clients or HTTP.
 
+pub mod desired;
 pub mod facts;
 pub mod ids;
 pub mod matching;
+pub mod plan;
 pub mod reason;
 pub mod verdict;

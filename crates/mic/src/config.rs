@@ -1,0 +1,67 @@
+//! What the controller needs to be told.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use podid_policy::ids::ClientId;
+use podid_policy::matching::Scope;
+
+/// Settings of the controller. [`Config::new`] gives the defaults of the command line.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This replica's name, unique among its peers: the pod's name.
+    pub instance: String,
+    /// The controller's own namespace, where it records what it attached.
+    pub namespace: String,
+    /// The namespace of the leader Lease.
+    pub lease_namespace: String,
+    /// The name of the leader Lease.
+    pub lease_name: String,
+    /// How long a claim to lead lasts without renewal; whole seconds.
+    pub lease_duration: Duration,
+    /// Whether bindings reach beyond their namespace.
+    pub scope: Scope,
+    /// Identities that are never detached, by client id.
+    pub immutable: BTreeSet<ClientId>,
+    /// How often each host that matters is compared with Azure.
+    pub reconcile_interval: Duration,
+    /// How often every AzureAssignedIdentity is looked at again.
+    pub sync_interval: Duration,
+    /// How long an identity stays on a host after its last pod left.
+    pub linger: Duration,
+    /// How long a host must be quiet before changes are sent; they are sent after eight times this at the latest.
+    pub settle: Duration,
+    /// The first wait after a failure; doubled by every further one.
+    pub retry_interval: Duration,
+    /// The most AzureAssignedIdentity writes under way at once.
+    pub parallel_writes: usize,
+    /// Where `/healthz` is served.
+    pub probe: SocketAddr,
+    /// Where `/metrics` is served.
+    pub metrics: SocketAddr,
+}
+
+impl Config {
+    /// The defaults, for a replica of this name in this namespace.
+    pub fn new(instance: &str, namespace: &str) -> Self {
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Self {
+            instance: instance.to_owned(),
+            namespace: namespace.to_owned(),
+            lease_namespace: "default".to_owned(),
+            lease_name: "aad-pod-identity-mic".to_owned(),
+            lease_duration: Duration::from_secs(15),
+            scope: Scope::Namespaced,
+            immutable: BTreeSet::new(),
+            reconcile_interval: Duration::from_secs(180),
+            sync_interval: Duration::from_secs(3600),
+            linger: Duration::from_secs(30),
+            settle: Duration::from_millis(250),
+            retry_interval: Duration::from_secs(1),
+            parallel_writes: 20,
+            probe: any(8080),
+            metrics: any(8888),
+        }
+    }
+}

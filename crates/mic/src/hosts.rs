@@ -1,0 +1,86 @@
+//! What the controller asks of Azure, as a trait so that tests can stand in for it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use podid_policy::ids::{ClientId, HostKey, ResourceId};
+
+/// The identities that Azure shows on a host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnHost {
+    /// Whether the host has a system-assigned identity.
+    pub system: bool,
+    /// The user-assigned ones, with their client ids where Azure tells them.
+    pub user: BTreeMap<ResourceId, Option<ClientId>>,
+}
+
+/// One change of a host's identities.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostChange {
+    /// To be attached.
+    pub attach: Vec<ResourceId>,
+    /// To be detached.
+    pub detach: Vec<ResourceId>,
+}
+
+/// What a failed call means for what to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// Some identity of the change does not exist or may not be used; the text may name it.
+    Identity,
+    /// Too many calls.
+    Throttled,
+    /// Somebody else changes the host at this moment.
+    Conflict,
+    /// The host does not exist.
+    NoHost,
+    /// The controller may not read or change the host at all.
+    Forbidden,
+    /// Azure cannot be reached, does not answer in time, or fails; it is not known whether the change was made.
+    Unavailable,
+}
+
+impl Fault {
+    /// The stable name, for metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "IdentityRefused",
+            Self::Throttled => "Throttled",
+            Self::Conflict => "Conflict",
+            Self::NoHost => "HostNotFound",
+            Self::Forbidden => "Forbidden",
+            Self::Unavailable => "AzureUnavailable",
+        }
+    }
+}
+
+/// A call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct HostError {
+    /// What to do about it.
+    pub fault: Fault,
+    /// What Azure said, for a person.
+    pub text: String,
+    /// How long Azure asked to wait.
+    pub retry_after: Option<Duration>,
+}
+
+/// Reads and changes the identities of virtual machines and scale sets. Calls end by themselves within a bounded time.
+pub trait Hosts: Send + Sync + 'static {
+    /// What is on the host: one GET.
+    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>>;
+
+    /// Makes one change and waits until Azure has carried it out. `seen` is what the caller last saw on the host; the change
+    /// has at most [`MAX_CHANGE`] entries.
+    fn patch<'a>(
+        &'a self,
+        host: &'a HostKey,
+        seen: &'a OnHost,
+        change: &'a HostChange,
+    ) -> BoxFuture<'a, Result<(), HostError>>;
+}
+
+/// The most identities that Azure takes in one PATCH, attached and detached together.
+pub const MAX_CHANGE: usize = 150;

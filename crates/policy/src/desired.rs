@@ -1,0 +1,373 @@
+//! Which assignments must exist, kept up event by event: each touches only what it affects.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use crate::facts::{BindingFacts, IdentityFacts, ObjectKey, PodFacts};
+use crate::ids::HostKey;
+use crate::matching::{BINDING_LABEL, Scope, grants};
+
+/// Names an assignment: a pod has at most one of an AzureIdentity's name, as the objects that show it are named by both.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AssignmentKey {
+    /// The pod.
+    pub pod: ObjectKey,
+    /// The AzureIdentity's name.
+    pub identity: Arc<str>,
+}
+
+/// One identity that one pod must be able to use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// The pod.
+    pub pod: ObjectKey,
+    /// The pod's `metadata.uid`.
+    pub uid: Arc<str>,
+    /// The pod's node.
+    pub node: Arc<str>,
+    /// The Azure resource behind the node; `None` while it is unknown.
+    pub host: Option<Arc<HostKey>>,
+    /// The identity.
+    pub identity: Arc<IdentityFacts>,
+    /// The binding that grants it.
+    pub binding: Arc<BindingFacts>,
+}
+
+impl Assignment {
+    /// Its name.
+    pub fn key(&self) -> AssignmentKey {
+        AssignmentKey {
+            pod: self.pod.clone(),
+            identity: self.identity.key.name.clone(),
+        }
+    }
+}
+
+/// How one assignment changed: at least one side is there, and they differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta {
+    /// What it was; `None` when it is new.
+    pub before: Option<Assignment>,
+    /// What it is now; `None` when it must be no more.
+    pub after: Option<Assignment>,
+}
+
+/// Where a selector is looked up: in one namespace, or in all together.
+type Reach = (Option<Arc<str>>, Arc<str>);
+
+/// The index of what was seen and the assignments that follow from it.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    scope: Scope,
+    pods: HashMap<ObjectKey, PodFacts>,
+    bindings: HashMap<ObjectKey, Arc<BindingFacts>>,
+    identities: HashMap<ObjectKey, Arc<IdentityFacts>>,
+    nodes: HashMap<Arc<str>, Arc<HostKey>>,
+    pods_by_selector: Groups<Reach>,
+    pods_by_node: Groups<Arc<str>>,
+    bindings_by_selector: Groups<Reach>,
+    bindings_by_identity: Groups<ObjectKey>,
+    assignments: HashMap<ObjectKey, BTreeMap<Arc<str>, Assignment>>,
+}
+
+impl Desired {
+    /// An empty index under the given matching rule.
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            scope,
+            pods: HashMap::new(),
+            bindings: HashMap::new(),
+            identities: HashMap::new(),
+            nodes: HashMap::new(),
+            pods_by_selector: Groups::default(),
+            pods_by_node: Groups::default(),
+            bindings_by_selector: Groups::default(),
+            bindings_by_identity: Groups::default(),
+            assignments: HashMap::new(),
+        }
+    }
+
+    /// A pod exists and looks like this.
+    pub fn apply_pod(&mut self, pod: PodFacts) -> Vec<Delta> {
+        if self.pods.get(&pod.key) == Some(&pod) {
+            return Vec::new();
+        }
+        self.forget_pod(&pod.key);
+        let key = pod.key.clone();
+        if let Some(reach) = self.reach_of(&pod) {
+            self.pods_by_selector.add(reach, &key);
+        }
+        if let Some(node) = &pod.node {
+            self.pods_by_node.add(node.clone(), &key);
+        }
+        self.pods.insert(key.clone(), pod);
+        self.refresh([key])
+    }
+
+    /// A pod is gone.
+    pub fn delete_pod(&mut self, key: &ObjectKey) -> Vec<Delta> {
+        self.forget_pod(key);
+        self.refresh([key.clone()])
+    }
+
+    /// A binding exists and looks like this.
+    pub fn apply_binding(&mut self, binding: BindingFacts) -> Vec<Delta> {
+        if self.bindings.get(&binding.key).map(|b| &**b) == Some(&binding) {
+            return Vec::new();
+        }
+        let mut touched = self.forget_binding(&binding.key);
+        let reach = self.reach(&binding.key.namespace, &binding.selector);
+        touched.extend(self.pods_by_selector.of(&reach));
+        self.bindings_by_selector.add(reach, &binding.key);
+        self.bindings_by_identity
+            .add(named_by(&binding), &binding.key);
+        self.bindings.insert(binding.key.clone(), Arc::new(binding));
+        self.refresh(touched)
+    }
+
+    /// A binding is gone.
+    pub fn delete_binding(&mut self, key: &ObjectKey) -> Vec<Delta> {
+        let touched = self.forget_binding(key);
+        self.refresh(touched)
+    }
+
+    /// An identity exists and looks like this.
+    pub fn apply_identity(&mut self, identity: IdentityFacts) -> Vec<Delta> {
+        if self.identities.get(&identity.key).map(|i| &**i) == Some(&identity) {
+            return Vec::new();
+        }
+        let key = identity.key.clone();
+        self.identities.insert(key.clone(), Arc::new(identity));
+        self.refresh(self.pods_of_identity(&key))
+    }
+
+    /// An identity is gone.
+    pub fn delete_identity(&mut self, key: &ObjectKey) -> Vec<Delta> {
+        self.identities.remove(key);
+        self.refresh(self.pods_of_identity(key))
+    }
+
+    /// A node exists; `host` is the Azure resource behind it, `None` while that is unknown.
+    pub fn apply_node(&mut self, name: &str, host: Option<HostKey>) -> Vec<Delta> {
+        let name: Arc<str> = name.into();
+        if self.nodes.get(&name).map(|h| &**h) == host.as_ref() {
+            return Vec::new();
+        }
+        match host {
+            Some(host) => self.nodes.insert(name.clone(), Arc::new(host)),
+            None => self.nodes.remove(&name),
+        };
+        self.refresh(self.pods_by_node.of(&name).collect::<Vec<_>>())
+    }
+
+    /// A node is gone.
+    pub fn delete_node(&mut self, name: &str) -> Vec<Delta> {
+        self.apply_node(name, None)
+    }
+
+    /// The assignment of this name, where it must exist.
+    pub fn get(&self, key: &AssignmentKey) -> Option<&Assignment> {
+        self.assignments.get(&key.pod)?.get(&key.identity)
+    }
+
+    /// All assignments, in no particular order.
+    pub fn assignments(&self) -> impl Iterator<Item = &Assignment> {
+        self.assignments.values().flat_map(BTreeMap::values)
+    }
+
+    /// The keys of all pods that were seen, for comparison with a complete list.
+    pub fn pods(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.pods.keys()
+    }
+
+    /// The keys of all bindings that were seen.
+    pub fn bindings(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.bindings.keys()
+    }
+
+    /// The keys of all identities that were seen.
+    pub fn identities(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.identities.keys()
+    }
+
+    /// The names of all nodes whose host is known.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.nodes.keys()
+    }
+
+    fn reach(&self, namespace: &Arc<str>, selector: &str) -> Reach {
+        let namespace = (self.scope == Scope::Namespaced).then(|| namespace.clone());
+        (namespace, selector.into())
+    }
+
+    fn reach_of(&self, pod: &PodFacts) -> Option<Reach> {
+        let selector = pod.labels.get(BINDING_LABEL)?;
+        Some(self.reach(&pod.key.namespace, selector))
+    }
+
+    fn forget_pod(&mut self, key: &ObjectKey) {
+        let Some(old) = self.pods.remove(key) else {
+            return;
+        };
+        if let Some(reach) = self.reach_of(&old) {
+            self.pods_by_selector.remove(&reach, key);
+        }
+        if let Some(node) = &old.node {
+            self.pods_by_node.remove(node, key);
+        }
+    }
+
+    /// Forgets a binding and tells which pods it may have selected.
+    fn forget_binding(&mut self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let Some(old) = self.bindings.remove(key) else {
+            return BTreeSet::new();
+        };
+        let reach = self.reach(&key.namespace, &old.selector);
+        self.bindings_by_selector.remove(&reach, key);
+        self.bindings_by_identity.remove(&named_by(&old), key);
+        self.pods_by_selector.of(&reach).collect()
+    }
+
+    fn pods_of_identity(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        self.bindings_by_identity
+            .of(key)
+            .filter_map(|binding| self.bindings.get(&binding))
+            .map(|binding| self.reach(&binding.key.namespace, &binding.selector))
+            .flat_map(|reach| self.pods_by_selector.of(&reach).collect::<Vec<_>>())
+            .collect()
+    }
+
+    fn refresh(&mut self, pods: impl IntoIterator<Item = ObjectKey>) -> Vec<Delta> {
+        let mut deltas = Vec::new();
+        for pod in pods {
+            let after = self.assignments_of(&pod);
+            let before = self.assignments.remove(&pod).unwrap_or_default();
+            compare(before, &after, &mut deltas);
+            if !after.is_empty() {
+                self.assignments.insert(pod, after);
+            }
+        }
+        deltas
+    }
+
+    fn assignments_of(&self, pod: &ObjectKey) -> BTreeMap<Arc<str>, Assignment> {
+        let mut best: BTreeMap<Arc<str>, (&Arc<BindingFacts>, &Arc<IdentityFacts>)> =
+            BTreeMap::new();
+        let Some(pod) = self.pods.get(pod).filter(|pod| pod.is_live()) else {
+            return BTreeMap::new();
+        };
+        let Some(reach) = self.reach_of(pod) else {
+            return BTreeMap::new();
+        };
+        for key in self.bindings_by_selector.of(&reach) {
+            let Some(binding) = self.bindings.get(&key) else {
+                continue;
+            };
+            let Some(identity) = self.identities.get(&named_by(binding)) else {
+                continue;
+            };
+            if !grants(self.scope, binding, identity, pod) {
+                continue;
+            }
+            let name = identity.key.name.clone();
+            let found = (binding, identity);
+            let better = best
+                .get(&name)
+                .is_none_or(|known| rank(pod, found) < rank(pod, *known));
+            if better {
+                best.insert(name, found);
+            }
+        }
+        let Some(node) = &pod.node else {
+            return BTreeMap::new();
+        };
+        best.into_iter()
+            .map(|(name, (binding, identity))| {
+                let assignment = Assignment {
+                    pod: pod.key.clone(),
+                    uid: pod.uid.clone(),
+                    node: node.clone(),
+                    host: self.nodes.get(node).cloned(),
+                    identity: identity.clone(),
+                    binding: binding.clone(),
+                };
+                (name, assignment)
+            })
+            .collect()
+    }
+}
+
+/// Where several identities of one name are granted the first in this order is taken: the pod's own namespace comes first;
+/// of several bindings of one identity the heaviest.
+fn rank<'a>(
+    pod: &PodFacts,
+    (binding, identity): (&'a Arc<BindingFacts>, &'a Arc<IdentityFacts>),
+) -> (bool, &'a Arc<str>, Reverse<i32>, &'a Arc<str>) {
+    (
+        identity.key.namespace != pod.key.namespace,
+        &identity.key.namespace,
+        Reverse(binding.weight),
+        &binding.key.name,
+    )
+}
+
+fn named_by(binding: &BindingFacts) -> ObjectKey {
+    ObjectKey {
+        namespace: binding.key.namespace.clone(),
+        name: binding.identity.clone(),
+    }
+}
+
+fn compare(
+    mut before: BTreeMap<Arc<str>, Assignment>,
+    after: &BTreeMap<Arc<str>, Assignment>,
+    deltas: &mut Vec<Delta>,
+) {
+    for (name, new) in after {
+        let old = before.remove(name);
+        if old.as_ref() != Some(new) {
+            deltas.push(Delta {
+                before: old,
+                after: Some(new.clone()),
+            });
+        }
+    }
+    deltas.extend(before.into_values().map(|old| Delta {
+        before: Some(old),
+        after: None,
+    }));
+}
+
+/// Object keys under something they share.
+#[derive(Debug, Clone)]
+struct Groups<K>(HashMap<K, BTreeSet<ObjectKey>>);
+
+impl<K> Default for Groups<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Groups<K> {
+    fn add(&mut self, group: K, key: &ObjectKey) {
+        self.0.entry(group).or_default().insert(key.clone());
+    }
+
+    fn remove(&mut self, group: &K, key: &ObjectKey) {
+        if let Some(keys) = self.0.get_mut(group) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.0.remove(group);
+            }
+        }
+    }
+
+    fn of(&self, group: &K) -> impl Iterator<Item = ObjectKey> {
+        self.0.get(group).into_iter().flatten().cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! The `identity` of virtual machines and scale sets.
+
+use std::collections::BTreeSet;
+
+use http::Method;
+use podid_policy::ids::{HostKey, HostKind, ResourceId};
+use reqwest::Url;
+use serde_json::{Map, Value, json};
+
+use super::Arm;
+use super::throttle::Class;
+use crate::endpoints::join;
+use crate::error::Error;
+#[cfg(doc)]
+use crate::error::ErrorKind;
+
+/// Since this version writes may be made conditional on an ETag.
+const API_VERSION: &str = "2024-11-01";
+/// Azure refuses more entries, removals included, in one request.
+const MAX_ENTRIES: usize = 150;
+
+/// Which identities a host has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostIdentity {
+    /// Whether it has a system-assigned identity.
+    pub system: bool,
+    /// Its user-assigned identities, spelt as Azure spells them.
+    pub user: BTreeSet<ResourceId>,
+    /// The version of the host that was read.
+    pub etag: Option<String>,
+}
+
+impl Arm {
+    /// Reads a host. One request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when the host does not exist, [`ErrorKind::Forbidden`] without the role to read it.
+    pub async fn identities(&self, host: &HostKey) -> Result<HostIdentity, Error> {
+        let url = self.url(host);
+        let answer = self
+            .call(host, Class::Read, Method::GET, url, None, None)
+            .await?;
+        Ok(read(&answer.body))
+    }
+
+    /// Attaches and detaches identities, given what a read has just shown, and waits until it is done. More entries than Azure
+    /// takes at once are split; what was done before an error stays done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::IdentityNotFound`] or [`ErrorKind::IdentityForbidden`] with the identities that spoil the request;
+    /// [`ErrorKind::Conflict`] when the host changed meanwhile.
+    pub async fn update(
+        &self,
+        host: &HostKey,
+        observed: &HostIdentity,
+        attach: &[ResourceId],
+        detach: &[ResourceId],
+    ) -> Result<(), Error> {
+        let missing = attach.iter().filter(|id| !observed.user.contains(id));
+        let present = detach.iter().filter_map(|id| observed.user.get(id));
+        let entries: Vec<(&ResourceId, Value)> = missing
+            .map(|id| (id, json!({})))
+            .chain(present.map(|id| (id, Value::Null)))
+            .collect();
+        let mut left = observed.user.clone();
+        for chunk in entries.chunks(MAX_ENTRIES) {
+            for (id, value) in chunk {
+                if value.is_null() {
+                    left.remove(id);
+                } else {
+                    left.insert((*id).clone());
+                }
+            }
+            let (body, condition) = patch(observed, &left, chunk);
+            let answer = self
+                .call(
+                    host,
+                    Class::Write,
+                    Method::PATCH,
+                    self.url(host),
+                    condition,
+                    Some(&body),
+                )
+                .await?;
+            self.settle(host, &answer).await?;
+        }
+        Ok(())
+    }
+
+    fn url(&self, host: &HostKey) -> Url {
+        let kind = match host.kind() {
+            HostKind::VirtualMachine => "virtualMachines",
+            HostKind::ScaleSet => "virtualMachineScaleSets",
+        };
+        let path = [
+            "subscriptions",
+            host.subscription(),
+            "resourceGroups",
+            host.resource_group(),
+            "providers",
+            "Microsoft.Compute",
+            kind,
+            host.name(),
+        ];
+        let mut url = join(&self.0.base, &path);
+        url.query_pairs_mut()
+            .append_pair("api-version", API_VERSION);
+        url
+    }
+}
+
+/// The request's body. Taking the last identity away changes the type, which would wipe what someone else has added since
+/// `observed`; so that request is conditional.
+fn patch(
+    observed: &HostIdentity,
+    left: &BTreeSet<ResourceId>,
+    entries: &[(&ResourceId, Value)],
+) -> (Value, Option<(&'static str, String)>) {
+    if left.is_empty() {
+        let kind = if observed.system {
+            "SystemAssigned"
+        } else {
+            "None"
+        };
+        let condition = observed.etag.clone().map(|etag| ("if-match", etag));
+        return (json!({ "identity": { "type": kind } }), condition);
+    }
+    let kind = if observed.system {
+        "SystemAssigned, UserAssigned"
+    } else {
+        "UserAssigned"
+    };
+    let map: Map<String, Value> = entries
+        .iter()
+        .map(|(id, value)| (id.as_str().to_owned(), value.clone()))
+        .collect();
+    let body = json!({ "identity": { "type": kind, "userAssignedIdentities": map } });
+    (body, None)
+}
+
+fn read(body: &Value) -> HostIdentity {
+    let identity = &body["identity"];
+    let kind = identity["type"].as_str().unwrap_or_default();
+    let user = identity["userAssignedIdentities"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, _)| ResourceId::parse(id).ok())
+        .collect();
+    HostIdentity {
+        system: kind.to_ascii_lowercase().contains("systemassigned"),
+        user,
+        etag: body["etag"].as_str().map(str::to_owned),
+    }
+}

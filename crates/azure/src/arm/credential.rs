@@ -1,0 +1,87 @@
+//! The controller's own token, kept until shortly before it expires.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+
+use crate::config::Credential;
+use crate::entra::Entra;
+use crate::error::Error;
+use crate::imds::{Identity, Imds};
+use crate::token::Token;
+
+/// A token with less life than this is replaced before use.
+const FLOOR: Duration = Duration::from_secs(300);
+
+pub(super) struct TokenHolder {
+    credential: Credential,
+    imds: Imds,
+    entra: Entra,
+    audience: String,
+    held: Mutex<Option<Arc<Token>>>,
+}
+
+impl TokenHolder {
+    pub(super) fn new(credential: Credential, imds: Imds, entra: Entra, audience: String) -> Self {
+        Self {
+            credential,
+            imds,
+            entra,
+            audience,
+            held: Mutex::new(None),
+        }
+    }
+
+    /// The lock is held across the request on purpose: callers wait for one new token instead of fetching one each.
+    pub(super) async fn get(&self) -> Result<Arc<Token>, Error> {
+        let mut held = self.held.lock().await;
+        if let Some(token) = held
+            .as_ref()
+            .filter(|token| token.life(Timestamp::now()) > FLOOR)
+        {
+            return Ok(Arc::clone(token));
+        }
+        match self.fetch().await {
+            Ok(token) => {
+                let token = Arc::new(token);
+                *held = Some(Arc::clone(&token));
+                Ok(token)
+            }
+            Err(error) => match held.as_ref() {
+                Some(token) if !token.life(Timestamp::now()).is_zero() => Ok(Arc::clone(token)),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Drops a token that was refused, unless another has taken its place.
+    pub(super) async fn forget(&self, refused: &Arc<Token>) {
+        let mut held = self.held.lock().await;
+        if held
+            .as_ref()
+            .is_some_and(|token| Arc::ptr_eq(token, refused))
+        {
+            *held = None;
+        }
+    }
+
+    async fn fetch(&self) -> Result<Token, Error> {
+        match &self.credential {
+            Credential::ManagedIdentity { client_id } => {
+                let identity = client_id.clone().map_or(Identity::System, Identity::Client);
+                self.imds.token(&identity, &self.audience).await
+            }
+            Credential::Secret {
+                tenant,
+                client_id,
+                secret,
+            } => {
+                self.entra
+                    .client_secret(tenant, client_id, secret, &self.audience, None)
+                    .await
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Azure Resource Manager: which identities a virtual machine or scale set has, and changing that.
+
+mod compute;
+mod credential;
+mod poll;
+mod throttle;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use podid_policy::ids::HostKey;
+use reqwest::Url;
+use serde_json::Value;
+
+pub use compute::HostIdentity;
+
+use crate::config::Credential;
+use crate::endpoints::Endpoints;
+use crate::entra::{Entra, bounded, client, lost};
+use crate::error::{Error, ErrorKind, Service};
+use crate::imds::Imds;
+use credential::TokenHolder;
+use throttle::{Class, Throttle};
+
+/// One request, answer included, takes at most this long.
+const REQUEST: Duration = Duration::from_secs(60);
+/// A token for the controller is had within this time.
+const TOKEN: Duration = Duration::from_secs(30);
+/// Larger answers are refused: a scale set with its extensions stays far below.
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+/// Azure Resource Manager, as one credential sees it.
+#[derive(Clone)]
+pub struct Arm(Arc<Inner>);
+
+struct Inner {
+    client: reqwest::Client,
+    base: Url,
+    token: TokenHolder,
+    throttle: Throttle,
+}
+
+/// An answer that is not an error.
+struct Answered {
+    headers: http::HeaderMap,
+    status: u16,
+    body: Value,
+}
+
+impl Arm {
+    /// A client. `mark` is put on the sockets to the metadata service, see [`Imds::new`].
+    ///
+    /// # Errors
+    /// The system's TLS cannot be set up.
+    pub fn new(
+        endpoints: &Endpoints,
+        credential: Credential,
+        mark: Option<u32>,
+    ) -> Result<Self, Error> {
+        let token = TokenHolder::new(
+            credential,
+            Imds::new(&endpoints.imds, mark, TOKEN),
+            Entra::new(&endpoints.authority, TOKEN)?,
+            endpoints.arm_audience.clone(),
+        );
+        Ok(Self(Arc::new(Inner {
+            client: client(Service::Arm, REQUEST)?,
+            base: endpoints.arm.clone(),
+            token,
+            throttle: Throttle::default(),
+        })))
+    }
+
+    /// One request under the host's throttle, with a fresh token when the first is refused.
+    async fn call(
+        &self,
+        host: &HostKey,
+        class: Class,
+        method: Method,
+        url: Url,
+        extra: Option<(&'static str, String)>,
+        body: Option<&Value>,
+    ) -> Result<Answered, Error> {
+        self.0.throttle.admit(host.subscription(), class)?;
+        let mut refused = false;
+        loop {
+            let token = self.0.token.get().await?;
+            let mut request = self
+                .0
+                .client
+                .request(method.clone(), url.clone())
+                .bearer_auth(token.secret());
+            if let Some((name, value)) = &extra {
+                request = request.header(*name, value);
+            }
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            let answer = request
+                .send()
+                .await
+                .map_err(|error| lost(Service::Arm, &error))?;
+            let (status, headers) = (answer.status(), answer.headers().clone());
+            let body = bounded(Service::Arm, answer, MAX_ANSWER).await?;
+            if status.as_u16() == 401 && !refused {
+                refused = true;
+                self.0.token.forget(&token).await;
+                continue;
+            }
+            if !status.is_success() {
+                let error = Error::from_answer(Service::Arm, status.as_u16(), &headers, &body);
+                return Err(self.0.throttle.learn(host.subscription(), class, error));
+            }
+            let body = match body.as_slice() {
+                [] => Value::Null,
+                body => serde_json::from_slice(body).map_err(|_| {
+                    Error::new(Service::Arm, ErrorKind::Malformed, "the answer is not JSON")
+                })?,
+            };
+            return Ok(Answered {
+                headers,
+                status: status.as_u16(),
+                body,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! The Azure clouds by name, and custom ones by the file that `AZURE_ENVIRONMENT_FILEPATH` names.
+
+use std::path::Path;
+
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::endpoints::{Endpoints, IMDS};
+
+/// The variable that names the file of a custom cloud.
+pub const ENVIRONMENT_FILE: &str = "AZURE_ENVIRONMENT_FILEPATH";
+/// The name by which a configuration asks for the custom cloud of that file.
+const CUSTOM: &str = "AzureStackCloud";
+
+/// Why the endpoints of a cloud are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    /// No cloud has this name.
+    #[error(
+        "unknown cloud {0:?}; expected AzurePublicCloud, AzureUSGovernmentCloud, AzureChinaCloud, or AzureStackCloud with {ENVIRONMENT_FILE} set"
+    )]
+    Unknown(String),
+    /// The custom cloud's file is not named.
+    #[error("cloud AzureStackCloud needs {ENVIRONMENT_FILE} to name the file with its endpoints")]
+    NoFile,
+    /// The custom cloud's file cannot be read.
+    #[error("{path}: {reason}; expected the JSON file of a custom cloud ({ENVIRONMENT_FILE})")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An endpoint is not an http(s) URL.
+    #[error("{what} {value:?} is not an http or https URL")]
+    NotAUrl {
+        /// Which one.
+        what: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// The endpoints of a cloud; the public one when `name` is empty. `file` is the value of [`ENVIRONMENT_FILE`].
+///
+/// # Errors
+/// [`CloudError`].
+pub fn endpoints(name: &str, file: Option<&Path>) -> Result<Endpoints, CloudError> {
+    let known = |authority, arm: &str| of(authority, arm, arm);
+    if name.is_empty() || name.eq_ignore_ascii_case("AzurePublicCloud") {
+        known(
+            "https://login.microsoftonline.com/",
+            "https://management.azure.com/",
+        )
+    } else if name.eq_ignore_ascii_case("AzureUSGovernmentCloud") {
+        known(
+            "https://login.microsoftonline.us/",
+            "https://management.usgovcloudapi.net/",
+        )
+    } else if name.eq_ignore_ascii_case("AzureChinaCloud") {
+        known(
+            "https://login.partner.microsoftonline.cn/",
+            "https://management.chinacloudapi.cn/",
+        )
+    } else if name.eq_ignore_ascii_case(CUSTOM) {
+        custom(file.ok_or(CloudError::NoFile)?)
+    } else {
+        Err(CloudError::Unknown(name.chars().take(100).collect()))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Environment {
+    resource_manager_endpoint: String,
+    active_directory_endpoint: String,
+    #[serde(default)]
+    token_audience: String,
+    #[serde(default)]
+    service_management_endpoint: String,
+}
+
+fn custom(path: &Path) -> Result<Endpoints, CloudError> {
+    let unreadable = |reason: String| CloudError::Unreadable {
+        path: path.display().to_string(),
+        reason,
+    };
+    let text = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let environment: Environment =
+        serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+    let audience = [
+        &environment.token_audience,
+        &environment.service_management_endpoint,
+        &environment.resource_manager_endpoint,
+    ]
+    .into_iter()
+    .find(|text| !text.is_empty())
+    .cloned()
+    .unwrap_or_default();
+    of(
+        &environment.active_directory_endpoint,
+        &environment.resource_manager_endpoint,
+        &audience,
+    )
+}
+
+fn of(authority: &str, arm: &str, audience: &str) -> Result<Endpoints, CloudError> {
+    Ok(Endpoints {
+        imds: url("the metadata service's address", IMDS)?,
+        authority: url("activeDirectoryEndpoint", authority)?,
+        arm: url("resourceManagerEndpoint", arm)?,
+        arm_audience: audience.to_owned(),
+    })
+}
+
+/// Parses an http(s) URL; `what` names it in the error.
+///
+/// # Errors
+/// [`CloudError::NotAUrl`].
+pub fn url(what: &'static str, text: &str) -> Result<Url, CloudError> {
+    Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| CloudError::NotAUrl {
+            what,
+            value: text.chars().take(200).collect(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clouds_are_known_by_name_in_any_case() {
+        let public = endpoints("", None).unwrap();
+        assert_eq!(public, endpoints("AZUREPUBLICCLOUD", None).unwrap());
+        assert_eq!(public.arm_audience, "https://management.azure.com/");
+        assert_eq!(public.imds.as_str(), "http://169.254.169.254/");
+        let china = endpoints("AzureChinaCloud", None).unwrap();
+        assert!(china.authority.as_str().contains("microsoftonline.cn"));
+        assert!(matches!(
+            endpoints("AzureGermanCloud", None),
+            Err(CloudError::Unknown(_))
+        ));
+        assert!(matches!(
+            endpoints("AzureStackCloud", None),
+            Err(CloudError::NoFile)
+        ));
+    }
+
+    #[test]
+    fn a_custom_cloud_comes_from_its_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            endpoints("AzureStackCloud", Some(file.path()))
+        };
+        let cloud = read(r#"{"name":"x","resourceManagerEndpoint":"http://127.0.0.1:1/","activeDirectoryEndpoint":"http://127.0.0.1:2/","tokenAudience":"https://management.azure.com/"}"#).unwrap();
+        assert_eq!(cloud.authority.port(), Some(2));
+        assert_eq!(cloud.arm_audience, "https://management.azure.com/");
+        assert!(matches!(read("{}"), Err(CloudError::Unreadable { .. })));
+        assert!(matches!(
+            read(
+                r#"{"resourceManagerEndpoint":"file:///etc/passwd","activeDirectoryEndpoint":"http://x/"}"#
+            ),
+            Err(CloudError::NotAUrl { .. })
+        ));
+    }
+}

@@ -1,0 +1,179 @@
+//! Entra's token endpoint: tokens of service principals.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use podid_policy::ids::ClientId;
+use reqwest::Url;
+
+use crate::endpoints::join;
+use crate::error::{Error, ErrorKind, Service};
+use crate::token::Token;
+
+/// Larger answers are refused.
+const MAX_ANSWER: usize = 256 * 1024;
+
+/// A token endpoint.
+#[derive(Clone)]
+pub struct Entra {
+    client: reqwest::Client,
+    authority: Url,
+}
+
+impl Entra {
+    /// A client for `authority`. A token is asked for at most `deadline` long.
+    ///
+    /// # Errors
+    /// The system's TLS cannot be set up.
+    pub fn new(authority: &Url, deadline: Duration) -> Result<Self, Error> {
+        Ok(Self {
+            client: client(Service::Entra, deadline)?,
+            authority: authority.clone(),
+        })
+    }
+
+    /// A token for `resource`, by client credentials with a secret. `authority` replaces this client's own, for identities that
+    /// name one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidCredential`] when Entra refuses the client or the secret; else as [`ErrorKind`] says.
+    pub async fn client_secret(
+        &self,
+        tenant: &str,
+        client_id: &ClientId,
+        secret: &str,
+        resource: &str,
+        authority: Option<&Url>,
+    ) -> Result<Token, Error> {
+        let authority = authority.unwrap_or(&self.authority);
+        // The v1 endpoint takes a resource as it is; v2 would need it turned into a scope.
+        let url = join(authority, &[tenant, "oauth2", "token"]);
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("client_id", client_id.as_str()),
+            ("client_secret", secret),
+            ("resource", resource),
+        ];
+        let request = self.client.post(url).form(&form);
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| lost(Service::Entra, &error))?;
+        let status = answer.status();
+        let headers = answer.headers().clone();
+        let body = bounded(Service::Entra, answer, MAX_ANSWER).await?;
+        if status.is_success() {
+            Token::read(Service::Entra, &body, resource, Timestamp::now())
+        } else {
+            Err(Error::from_answer(
+                Service::Entra,
+                status.as_u16(),
+                &headers,
+                &body,
+            ))
+        }
+    }
+}
+
+/// An HTTPS client that follows no redirect, since requests carry credentials.
+pub(crate) fn client(service: Service, deadline: Duration) -> Result<reqwest::Client, Error> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(10).min(deadline))
+        .timeout(deadline)
+        .user_agent(concat!("podid/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| Error::new(service, ErrorKind::Unavailable, error))
+}
+
+/// A request that got no answer. The URL is left out: it may be signed.
+pub(crate) fn lost(service: Service, error: &reqwest::Error) -> Error {
+    let kind = if error.is_timeout() {
+        ErrorKind::Timeout
+    } else {
+        ErrorKind::Unavailable
+    };
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    let text = if std::ptr::eq(cause, error as &dyn std::error::Error) {
+        "the request could not be sent".to_owned()
+    } else {
+        cause.to_string()
+    };
+    Error::new(service, kind, text)
+}
+
+/// The body of an answer, refused beyond `max` bytes.
+pub(crate) async fn bounded(
+    service: Service,
+    mut answer: reqwest::Response,
+    max: usize,
+) -> Result<Vec<u8>, Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer
+        .chunk()
+        .await
+        .map_err(|error| lost(service, &error))?
+    {
+        if body.len() + chunk.len() > max {
+            return Err(Error::new(
+                service,
+                ErrorKind::Malformed,
+                "the answer is too long",
+            ));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Answer, Fake};
+
+    const ID: &str = "6f1c0000-0000-0000-0000-0000000022ab";
+
+    async fn ask(fake: &Fake) -> Result<Token, Error> {
+        let entra = Entra::new(&fake.url, Duration::from_secs(5)).unwrap();
+        let id = ClientId::parse(ID).unwrap();
+        entra
+            .client_secret("tenant/../x", &id, "hu&sh", "https://r/", None)
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_secret_goes_into_the_form_and_the_tenant_into_one_segment() {
+        let fake = Fake::start([Answer::ok(r#"{"access_token":"t","expires_in":"3599"}"#)]).await;
+        assert_eq!(ask(&fake).await.unwrap().secret(), "t");
+        let seen = &fake.seen()[0];
+        assert_eq!(
+            (&*seen.method, &*seen.target),
+            ("POST", "/tenant%2F..%2Fx/oauth2/token")
+        );
+        assert_eq!(
+            std::str::from_utf8(&seen.body).unwrap(),
+            format!(
+                "grant_type=client_credentials&client_id={ID}&client_secret=hu%26sh&resource=https%3A%2F%2Fr%2F"
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refused_secret_is_explained_and_not_quoted() {
+        let body = r#"{"error":"invalid_client","error_description":"AADSTS7000215: Invalid client secret provided.\r\nTrace ID: x"}"#;
+        let fake = Fake::start([Answer::new(401, body)]).await;
+        let error = ask(&fake).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidCredential);
+        assert!(!error.to_string().contains("hu&sh"));
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_not_followed() {
+        let fake = Fake::start([Answer::status(307).with("location", "{base}/elsewhere")]).await;
+        assert!(ask(&fake).await.is_err());
+        assert_eq!(fake.seen().len(), 1);
+    }
+}

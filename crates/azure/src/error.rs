@@ -1,0 +1,350 @@
+//! One taxonomy for what Azure answers: whose fault it is, and whether to ask again.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::HeaderMap;
+use jiff::Timestamp;
+use podid_policy::ids::ResourceId;
+use serde_json::Value;
+
+/// Longer texts from Azure are cut.
+const MAX_MESSAGE: usize = 600;
+/// A server that asks for more patience than this is asked again after this long.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Who answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// The node's metadata service.
+    Imds,
+    /// Entra's token endpoint.
+    Entra,
+    /// Azure Resource Manager.
+    Arm,
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Service::Imds => "the metadata service",
+            Service::Entra => "Entra",
+            Service::Arm => "Azure Resource Manager",
+        })
+    }
+}
+
+/// What went wrong, as code matches on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Too many requests; ask again after [`Error::retry_after`].
+    Throttled,
+    /// No connection, or a server error; ask again.
+    Unavailable,
+    /// No answer in time; ask again.
+    Timeout,
+    /// Someone else writes to the same resource; read it again and retry.
+    Conflict,
+    /// The host or resource does not exist.
+    NotFound,
+    /// Identities ([`Error::identities`], where Azure names them) do not exist, or are not attached to the host.
+    IdentityNotFound,
+    /// The caller lacks a role on the resource.
+    Forbidden,
+    /// The caller lacks a role on identities ([`Error::identities`]).
+    IdentityForbidden,
+    /// The caller's own credential is refused.
+    InvalidCredential,
+    /// The request is refused as it stands.
+    BadRequest,
+    /// The answer is not what the protocol says.
+    Malformed,
+}
+
+impl ErrorKind {
+    /// A stable name for metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorKind::Throttled => "throttled",
+            ErrorKind::Unavailable => "unavailable",
+            ErrorKind::Timeout => "timeout",
+            ErrorKind::Conflict => "conflict",
+            ErrorKind::NotFound => "not_found",
+            ErrorKind::IdentityNotFound => "identity_not_found",
+            ErrorKind::Forbidden => "forbidden",
+            ErrorKind::IdentityForbidden => "identity_forbidden",
+            ErrorKind::InvalidCredential => "invalid_credential",
+            ErrorKind::BadRequest => "bad_request",
+            ErrorKind::Malformed => "malformed",
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            ErrorKind::Throttled => "requests are spaced out until it recovers",
+            ErrorKind::Unavailable | ErrorKind::Timeout => {
+                "retried; check the network path and the Azure status page if it lasts"
+            }
+            ErrorKind::Conflict => "retried after reading the resource again",
+            ErrorKind::NotFound => {
+                "check that the resource exists and that the node's providerID is right"
+            }
+            ErrorKind::IdentityNotFound => {
+                "check spec.resourceID and spec.clientID of the AzureIdentity (`az identity show`)"
+            }
+            ErrorKind::Forbidden => {
+                "grant the controller's identity `Virtual Machine Contributor` on the node resource group"
+            }
+            ErrorKind::IdentityForbidden => {
+                "grant the controller's identity `Managed Identity Operator` on the identities"
+            }
+            ErrorKind::InvalidCredential => "check the client id, the secret and the tenant",
+            ErrorKind::BadRequest => "the request is not retried as it stands",
+            ErrorKind::Malformed => "check that the endpoint is really Azure's and not a proxy",
+        }
+    }
+}
+
+/// What Azure answered instead of what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    service: Service,
+    kind: ErrorKind,
+    status: Option<u16>,
+    code: Option<String>,
+    message: String,
+    retry_after: Option<Duration>,
+    identities: Vec<ResourceId>,
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.service)?;
+        match (self.status, &self.code) {
+            (Some(status), Some(code)) => write!(f, " answered {status} {code}")?,
+            (Some(status), None) => write!(f, " answered {status}")?,
+            (None, _) => f.write_str(" gave no answer")?,
+        }
+        write!(f, ": {}; {}", self.message, self.kind.advice())
+    }
+}
+
+impl Error {
+    /// An error without an answer.
+    pub fn new(service: Service, kind: ErrorKind, message: impl fmt::Display) -> Self {
+        Self {
+            service,
+            kind,
+            status: None,
+            code: None,
+            message: clip(&message.to_string()),
+            retry_after: None,
+            identities: Vec::new(),
+        }
+    }
+
+    /// Who answered, or should have.
+    pub fn service(&self) -> Service {
+        self.service
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The HTTP status; `None` without an answer.
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// Azure's own code.
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// Azure's own text, shortened.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// How long Azure asks to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The identities that the answer blames, where it names them.
+    pub fn identities(&self) -> &[ResourceId] {
+        &self.identities
+    }
+
+    /// Whether the same request may succeed later without anyone's doing.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.kind,
+            ErrorKind::Throttled
+                | ErrorKind::Unavailable
+                | ErrorKind::Timeout
+                | ErrorKind::Conflict
+        )
+    }
+
+    pub(crate) fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Reads an error answer of any of the three services.
+    pub(crate) fn from_answer(
+        service: Service,
+        status: u16,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Self {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let (code, message) = code_and_message(&body);
+        let kind = match service {
+            Service::Arm => arm_kind(status, code.unwrap_or_default(), &message),
+            Service::Imds => imds_kind(status, &message),
+            Service::Entra => entra_kind(status, code.unwrap_or_default(), &message),
+        };
+        let identities = match kind {
+            ErrorKind::IdentityNotFound | ErrorKind::IdentityForbidden => blamed(&message),
+            _ => Vec::new(),
+        };
+        let message = if message.is_empty() {
+            "no explanation".to_owned()
+        } else {
+            clip(&message)
+        };
+        Self {
+            service,
+            kind,
+            status: Some(status),
+            code: code.map(clip),
+            message,
+            retry_after: retry_after(headers),
+            identities,
+        }
+    }
+
+    /// The failure that a long-running operation reports in its `error`.
+    pub(crate) fn from_operation(status: &str, error: &Value) -> Self {
+        let wrapped = serde_json::json!({ "error": error });
+        let (code, message) = code_and_message(&wrapped);
+        let code = code.unwrap_or(status).to_owned();
+        let kind = match arm_kind(400, &code, &message) {
+            ErrorKind::BadRequest if code.contains("Preempted") => ErrorKind::Conflict,
+            kind => kind,
+        };
+        let identities = blamed(&message);
+        Self {
+            code: Some(clip(&code)),
+            identities,
+            ..Self::new(
+                Service::Arm,
+                kind,
+                format!("the operation ended as {status}: {message}"),
+            )
+        }
+    }
+}
+
+/// `error` is an object (ARM), a word (IMDS, Entra), or missing around its content (some ARM providers).
+fn code_and_message(body: &Value) -> (Option<&str>, String) {
+    let text =
+        |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    match body.get("error") {
+        Some(Value::String(code)) => {
+            let message = text(body, "error_description").unwrap_or_default();
+            (Some(code), message)
+        }
+        Some(error @ Value::Object(_)) => (
+            error.get("code").and_then(Value::as_str),
+            text(error, "message").unwrap_or_default(),
+        ),
+        _ => (
+            body.get("code").and_then(Value::as_str),
+            text(body, "message").unwrap_or_default(),
+        ),
+    }
+}
+
+fn arm_kind(status: u16, code: &str, message: &str) -> ErrorKind {
+    match (status, code) {
+        (_, "LinkedAuthorizationFailed") => ErrorKind::IdentityForbidden,
+        (_, "FailedIdentityOperation") if message.contains("was not found") => {
+            ErrorKind::IdentityNotFound
+        }
+        (429, _) => ErrorKind::Throttled,
+        (401, _) => ErrorKind::InvalidCredential,
+        (403, _) => ErrorKind::Forbidden,
+        (404, _) => ErrorKind::NotFound,
+        (409 | 412, _) | (_, "OperationPreempted") => ErrorKind::Conflict,
+        (408, _) => ErrorKind::Timeout,
+        (500.., _) => ErrorKind::Unavailable,
+        _ => ErrorKind::BadRequest,
+    }
+}
+
+fn imds_kind(status: u16, message: &str) -> ErrorKind {
+    match status {
+        400 if message.to_ascii_lowercase().contains("identity not found") => {
+            ErrorKind::IdentityNotFound
+        }
+        429 => ErrorKind::Throttled,
+        // Says the metadata service's own documentation: retry 404, 410 and 5xx.
+        404 | 410 | 500.. => ErrorKind::Unavailable,
+        401 | 403 => ErrorKind::Forbidden,
+        _ => ErrorKind::BadRequest,
+    }
+}
+
+fn entra_kind(status: u16, code: &str, message: &str) -> ErrorKind {
+    match (status, code) {
+        (429, _) => ErrorKind::Throttled,
+        (500.., _) | (_, "temporarily_unavailable") => ErrorKind::Unavailable,
+        (_, "invalid_client" | "unauthorized_client") | (401, _) => ErrorKind::InvalidCredential,
+        (_, "invalid_request") if message.contains("AADSTS90002") => ErrorKind::InvalidCredential,
+        _ => ErrorKind::BadRequest,
+    }
+}
+
+/// The identities that a message quotes, alone or as a list in one pair of quotes.
+fn blamed(message: &str) -> Vec<ResourceId> {
+    let mut ids: Vec<ResourceId> = message
+        .split(['\'', '"', ',', '\\'])
+        .filter_map(|part| ResourceId::parse(part.trim()).ok())
+        .collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+/// Reads `Retry-After`, in seconds or as an HTTP date.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
+    let wait = match text.trim().parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = httpdate::parse_http_date(text.trim()).ok()?;
+            let at = Timestamp::try_from(at).ok()?;
+            Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+        }
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// One line, bounded: Entra's texts carry trace ids on further lines.
+fn clip(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    line.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_MESSAGE)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

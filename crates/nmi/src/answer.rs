@@ -1,0 +1,229 @@
+//! Every answer in the metadata service's shape: the status that the SDKs act on, and a text that says what to do.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use podid_azure::ErrorKind;
+use podid_policy::reason::Reason;
+
+use crate::cache::CachedToken;
+use crate::source::SourceError;
+use crate::target::QueryError;
+
+/// Longer waits are not asked for: a client should come back while it is still interested.
+const MAX_RETRY_AFTER: u64 = 60;
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+
+/// A request that gets no token: the only place where a failure becomes a status.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No such endpoint.
+    #[error("no such endpoint; tokens are at /metadata/identity/oauth2/token")]
+    NotFound,
+    /// Not GET.
+    #[error("only GET is allowed")]
+    Method,
+    /// `Metadata: true` is missing.
+    #[error("Required metadata header not specified")]
+    NoMetadataHeader,
+    /// The request came through a proxy.
+    #[error(
+        "a request with X-Forwarded-For is refused; set NO_PROXY=169.254.169.254 so that it does not go through a proxy"
+    )]
+    Forwarded,
+    /// The target is too long.
+    #[error("the request target is too long")]
+    TooLong,
+    /// The query is refused.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// The category of metadata is not for pods.
+    #[error(
+        "/metadata/{0} is not served to pods; an operator can allow it with --allow-metadata-paths, or exempt the pod with an AzurePodIdentityException"
+    )]
+    Category(String),
+    /// The caches are not filled yet.
+    #[error("podid is starting and has not read the cluster's objects yet; ask again")]
+    Starting,
+    /// No pod has the caller's address, and none is waiting for one.
+    #[error(
+        "Identity not found: no pod of this node has the address {0}; pods on the host network cannot be told apart and get no identity"
+    )]
+    UnknownCaller(std::net::IpAddr),
+    /// No pod has the caller's address yet.
+    #[error("the pod with the address {0} is not known yet; ask again")]
+    UnknownYet(std::net::IpAddr),
+    /// Several pods have the caller's address.
+    #[error(
+        "the address {0} belongs to more than one live pod at the moment; ask again when the old one is gone"
+    )]
+    AmbiguousCaller(std::net::IpAddr),
+    /// The rules grant nothing.
+    #[error("Identity not found: {0}")]
+    Denied(Reason),
+    /// Granted, and not yet on the pod's host.
+    #[error(
+        "identity {identity} is granted to pod {pod} and not yet assigned to its node; see `kubectl describe azureassignedidentity`; ask again"
+    )]
+    NotAssigned {
+        /// The pod.
+        pod: podid_policy::facts::ObjectKey,
+        /// The AzureIdentity.
+        identity: podid_policy::facts::ObjectKey,
+    },
+    /// The caller has too many connections.
+    #[error("too many connections from this pod; close some")]
+    Busy,
+    /// The token cannot be had.
+    #[error("the token cannot be had: {0}")]
+    Source(#[from] std::sync::Arc<SourceError>),
+    /// The metadata service did not answer an exempted pod.
+    #[error("{0}")]
+    Upstream(podid_azure::Error),
+}
+
+impl Refusal {
+    /// The status, `error`, and whether and when to ask again.
+    fn shape(&self) -> (StatusCode, &'static str, Option<Duration>) {
+        use StatusCode as S;
+        let soon = Some(Duration::from_secs(1));
+        match self {
+            Self::NotFound => (S::NOT_FOUND, "not_found", None),
+            Self::Method => (S::METHOD_NOT_ALLOWED, "invalid_request", None),
+            Self::TooLong => (S::URI_TOO_LONG, "invalid_request", None),
+            Self::NoMetadataHeader | Self::Forwarded | Self::Query(_) => {
+                (S::BAD_REQUEST, "invalid_request", None)
+            }
+            Self::Category(_) => (S::FORBIDDEN, "access_denied", None),
+            Self::UnknownCaller(_) | Self::Denied(_) => (S::BAD_REQUEST, "invalid_request", None),
+            Self::Starting | Self::UnknownYet(_) | Self::AmbiguousCaller(_) => {
+                (S::SERVICE_UNAVAILABLE, "temporarily_unavailable", soon)
+            }
+            Self::NotAssigned { .. } => (
+                S::SERVICE_UNAVAILABLE,
+                "temporarily_unavailable",
+                Some(Duration::from_secs(5)),
+            ),
+            Self::Busy => (S::TOO_MANY_REQUESTS, "too_many_requests", soon),
+            Self::Source(error) => source(error),
+            Self::Upstream(error) => azure(error),
+        }
+    }
+
+    /// The status that it is answered with.
+    pub fn status(&self) -> StatusCode {
+        self.shape().0
+    }
+
+    /// A stable name, for metrics and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NotFound => "NotFound",
+            Self::Method => "MethodNotAllowed",
+            Self::NoMetadataHeader => "NoMetadataHeader",
+            Self::Forwarded => "Forwarded",
+            Self::TooLong => "TooLong",
+            Self::Query(_) => "BadQuery",
+            Self::Category(_) => "CategoryBlocked",
+            Self::Starting => "Starting",
+            Self::UnknownCaller(_) => "UnknownCaller",
+            Self::UnknownYet(_) => "UnknownYet",
+            Self::AmbiguousCaller(_) => "AmbiguousCaller",
+            Self::Denied(reason) => reason.name(),
+            Self::NotAssigned { .. } => "NotAssigned",
+            Self::Busy => "Busy",
+            Self::Source(error) => error.name(),
+            Self::Upstream(error) => error.kind().name(),
+        }
+    }
+
+    /// The answer.
+    pub fn answer(&self) -> Response<Full<Bytes>> {
+        let (status, code, wait) = self.shape();
+        let mut body = serde_json::json!({
+            "error": code,
+            "error_description": self.to_string(),
+            "correlationId": uuid::Uuid::new_v4().to_string(),
+        });
+        if matches!(self, Self::Query(QueryError::ApiVersion)) {
+            body["newest-versions"] = serde_json::json!(["2025-04-07", "2021-02-01", "2018-02-01"]);
+        }
+        let mut answer = Response::new(Full::new(body.to_string().into()));
+        *answer.status_mut() = status;
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, JSON);
+        if let Some(wait) = wait {
+            let seconds = wait.as_secs().clamp(1, MAX_RETRY_AFTER);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        answer
+    }
+}
+
+fn source(error: &SourceError) -> (StatusCode, &'static str, Option<Duration>) {
+    match error {
+        SourceError::Azure(error) => azure(error),
+        SourceError::Secret(error) if error.is_transient() => unavailable(None),
+        SourceError::ShortLived => unavailable(None),
+        SourceError::Secret(_) | SourceError::Unusable(_) => {
+            (StatusCode::FORBIDDEN, "access_denied", None)
+        }
+    }
+}
+
+fn azure(error: &podid_azure::Error) -> (StatusCode, &'static str, Option<Duration>) {
+    let wait = error.retry_after();
+    match error.kind() {
+        ErrorKind::Throttled => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            wait.or(Some(Duration::from_secs(5))),
+        ),
+        ErrorKind::BadRequest => (StatusCode::BAD_REQUEST, "invalid_resource", None),
+        ErrorKind::Forbidden | ErrorKind::IdentityForbidden | ErrorKind::InvalidCredential => {
+            (StatusCode::FORBIDDEN, "access_denied", None)
+        }
+        // What the cluster says is assigned the metadata service learns of a little later.
+        ErrorKind::IdentityNotFound => unavailable(wait),
+        ErrorKind::Unavailable
+        | ErrorKind::Timeout
+        | ErrorKind::Conflict
+        | ErrorKind::NotFound
+        | ErrorKind::Malformed => unavailable(wait),
+    }
+}
+
+fn unavailable(wait: Option<Duration>) -> (StatusCode, &'static str, Option<Duration>) {
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        "temporarily_unavailable",
+        wait.or(Some(Duration::from_secs(5))),
+    )
+}
+
+/// The answer with a token.
+pub fn token(token: &CachedToken, now: jiff::Timestamp) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(token.body(now)));
+    answer.headers_mut().insert(CONTENT_TYPE, JSON);
+    answer
+}
+
+/// An answer of the metadata service to an exempted pod, without what belongs to the connection it came on.
+pub fn forwarded(answer: Response<Bytes>) -> Response<Full<Bytes>> {
+    let mut answer = answer.map(Full::new);
+    for name in [
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "content-length",
+    ] {
+        answer.headers_mut().remove(name);
+    }
+    answer
+}

@@ -1,0 +1,225 @@
+use super::*;
+use std::sync::atomic::AtomicUsize;
+
+use podid_azure::error::Service;
+use podid_azure::{Error, ErrorKind};
+use podid_policy::facts::IdentitySource;
+use podid_policy::ids::{ClientId, ResourceId};
+use tokio::sync::Semaphore;
+
+const FLOOR: Duration = Duration::from_secs(300);
+
+/// Gives tokens named by the order of the requests, each when a permit is there.
+struct Fake {
+    asked: AtomicUsize,
+    life: Mutex<Duration>,
+    fails: Mutex<Option<ErrorKind>>,
+    gate: Semaphore,
+}
+
+impl TokenSource for Fake {
+    async fn token(&self, _: &IdentityFacts, resource: &str) -> Result<Token, SourceError> {
+        let n = self.asked.fetch_add(1, Ordering::SeqCst);
+        self.gate.acquire().await.unwrap().forget();
+        if let Some(kind) = *self.fails.lock() {
+            return Err(Error::new(Service::Imds, kind, "told to fail").into());
+        }
+        let life = SignedDuration::try_from(*self.life.lock()).unwrap();
+        let expires = Timestamp::now().checked_add(life).unwrap();
+        Ok(Token::new(format!("t{n}").into(), resource, expires))
+    }
+}
+
+struct Rig {
+    fake: Arc<Fake>,
+    cache: Arc<Cache<Fake>>,
+}
+
+fn rig(permits: usize, life: u64) -> Rig {
+    let fake = Arc::new(Fake {
+        asked: AtomicUsize::new(0),
+        life: Mutex::new(Duration::from_secs(life)),
+        fails: Mutex::new(None),
+        gate: Semaphore::new(permits),
+    });
+    let cache = Arc::new(Cache::new(Arc::clone(&fake), FLOOR));
+    Rig { fake, cache }
+}
+
+fn identity(client: &str) -> Arc<IdentityFacts> {
+    Arc::new(IdentityFacts {
+        key: ObjectKey::new("shop", "reader"),
+        client_id: ClientId::parse(client).unwrap(),
+        source: IdentitySource::UserAssigned {
+            resource_id: ResourceId::parse("/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/reader").unwrap(),
+        },
+        namespaced: false,
+    })
+}
+
+fn reader() -> Arc<IdentityFacts> {
+    identity("6f1c0000-0000-0000-0000-0000000022ab")
+}
+
+impl Rig {
+    async fn get(&self) -> Result<(String, Served), String> {
+        let got = self.cache.get(&reader(), "r", false).await;
+        got.map(|(token, served)| (token.token.secret().to_owned(), served))
+            .map_err(|error| error.name().to_owned())
+    }
+
+    fn asked(&self) -> usize {
+        self.fake.asked.load(Ordering::SeqCst)
+    }
+}
+
+fn hit(name: &str) -> Result<(String, Served), String> {
+    Ok((name.to_owned(), Served::Hit))
+}
+
+fn fetched(name: &str) -> Result<(String, Served), String> {
+    Ok((name.to_owned(), Served::Fetched))
+}
+
+#[tokio::test]
+async fn a_token_is_fetched_once() {
+    let rig = rig(10, 3600);
+    assert_eq!(rig.get().await, fetched("t0"));
+    assert_eq!(rig.get().await, hit("t0"));
+    let (fresh, _) = rig.cache.get(&reader(), "r", true).await.unwrap();
+    assert_eq!(fresh.token.secret(), "t1");
+    assert_eq!(rig.get().await, hit("t1"));
+    rig.cache.get(&reader(), "other", false).await.unwrap();
+    assert_eq!((rig.asked(), rig.cache.len()), (3, 2));
+}
+
+#[tokio::test]
+async fn all_who_wait_get_one_token_even_when_the_first_leaves() {
+    let rig = rig(0, 3600);
+    let cache = Arc::clone(&rig.cache);
+    let first = tokio::spawn(async move { cache.get(&reader(), "r", false).await.map(|_| ()) });
+    while rig.asked() == 0 {
+        tokio::task::yield_now().await;
+    }
+    first.abort();
+    let waiting = futures::future::join_all((0..50).map(|_| rig.get()));
+    let (answers, ()) = tokio::join!(waiting, async { rig.fake.gate.add_permits(1) });
+    assert!(answers.iter().all(|answer| *answer == fetched("t0")));
+    assert_eq!(rig.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_is_told_to_all_and_not_kept() {
+    let rig = rig(10, 3600);
+    *rig.fake.fails.lock() = Some(ErrorKind::Unavailable);
+    assert_eq!(rig.get().await, Err("unavailable".to_owned()));
+    *rig.fake.fails.lock() = None;
+    assert_eq!(rig.get().await, fetched("t1"));
+}
+
+#[tokio::test]
+async fn a_token_about_to_expire_is_not_served() {
+    let rig = rig(10, 200);
+    assert_eq!(rig.get().await, Err("short_lived".to_owned()));
+    *rig.fake.life.lock() = Duration::from_secs(310);
+    assert_eq!(rig.get().await, fetched("t1"));
+}
+
+/// A rig whose token is due for renewal.
+async fn due() -> Rig {
+    let rig = rig(10, 3600);
+    rig.get().await.unwrap();
+    let slot = rig.cache.slot(&reader(), "r");
+    let expires = Timestamp::now()
+        .checked_add(SignedDuration::from_secs(400))
+        .unwrap();
+    let old = Token::new("old".to_owned().into(), "r", expires);
+    let mut old = CachedToken::new(old, "r", "c", Timestamp::now());
+    old.refresh_on = Timestamp::UNIX_EPOCH;
+    slot.current.store(Some(Arc::new(old)));
+    rig
+}
+
+async fn settle(rig: &Rig) {
+    let slot = rig.cache.slot(&reader(), "r");
+    while slot.renewing.load(Ordering::Acquire) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_behind_its_users_backs() {
+    let rig = due().await;
+    assert_eq!(rig.get().await, hit("old"));
+    settle(&rig).await;
+    assert_eq!(rig.get().await, hit("t1"));
+}
+
+#[tokio::test]
+async fn a_failed_renewal_keeps_the_token_unless_it_cannot_be_had_again() {
+    let rig = due().await;
+    *rig.fake.fails.lock() = Some(ErrorKind::Timeout);
+    assert_eq!(rig.get().await, hit("old"));
+    settle(&rig).await;
+    assert_eq!(rig.get().await, hit("old"));
+    assert_eq!(rig.asked(), 2, "renewals keep their distance");
+    let rig = due().await;
+    *rig.fake.fails.lock() = Some(ErrorKind::IdentityNotFound);
+    assert_eq!(rig.get().await, hit("old"));
+    settle(&rig).await;
+    assert_eq!(rig.get().await, Err("identity_not_found".to_owned()));
+}
+
+#[tokio::test]
+async fn tokens_go_with_what_granted_them() {
+    let rig = rig(10, 3600);
+    rig.get().await.unwrap();
+    let granted = |identity: Arc<IdentityFacts>| HashMap::from([(identity.key.clone(), identity)]);
+    rig.cache.retain(&granted(reader()));
+    assert_eq!(rig.get().await, hit("t0"));
+    let other = identity("6f1c0000-0000-0000-0000-0000000022ac");
+    rig.cache.retain(&granted(Arc::clone(&other)));
+    assert!(rig.cache.is_empty());
+    rig.get().await.unwrap();
+    let (token, served) = rig.cache.get(&other, "r", false).await.unwrap();
+    assert_eq!(
+        served,
+        Served::Fetched,
+        "an identity that changed is another one"
+    );
+    assert!(std::str::from_utf8(&token.head).unwrap().contains("22ac"));
+}
+
+#[tokio::test]
+async fn made_up_resources_do_not_fill_the_memory() {
+    let rig = rig(10_000, 3600);
+    for n in 0..MAX_RESOURCES * 3 {
+        rig.cache
+            .get(&reader(), &format!("r{n}"), false)
+            .await
+            .unwrap();
+    }
+    assert!(rig.cache.len() <= MAX_RESOURCES);
+}
+
+#[test]
+fn the_body_is_true_at_the_moment_of_the_answer() {
+    let now = Timestamp::from_second(1_000_000).unwrap();
+    let after = |seconds| now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+    let token = Token::new("t\"0".to_owned().into(), "https://r/", after(3600));
+    let token = CachedToken::new(token, "https://r//", "c", now);
+    for (passed, left) in [(0, "3600"), (3591, "9"), (9999, "0")] {
+        let body: serde_json::Value = serde_json::from_slice(&token.body(after(passed))).unwrap();
+        assert_eq!(body["expires_in"], left);
+        assert_eq!(body["expires_on"], "1003600");
+        assert_eq!(body["resource"], "https://r//");
+        assert_eq!(body["access_token"], "t\"0");
+        assert_eq!(body["refresh_token"], "");
+        assert!(
+            body.as_object()
+                .unwrap()
+                .values()
+                .all(serde_json::Value::is_string)
+        );
+    }
+}

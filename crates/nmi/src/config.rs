@@ -1,0 +1,30 @@
+//! What the node agent needs to be told.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use podid_policy::matching::Scope;
+
+/// Settings of the node agent.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The node whose pods are served.
+    pub node: String,
+    /// How far bindings reach.
+    pub scope: Scope,
+    /// Whether an identity must be assigned to the node by the controller before its tokens are given; not so in managed mode,
+    /// where an operator attaches identities.
+    pub assigned_first: bool,
+    /// How long a request for an identity that is being assigned is held.
+    pub assignment_wait: Duration,
+    /// Tokens with less life than this are not served. Clients take less than 300 s for expired.
+    pub token_floor: Duration,
+    /// Whether the header `Metadata: true` is demanded.
+    pub metadata_header_required: bool,
+    /// Categories of metadata, such as `instance`, that pods may read.
+    pub allowed_categories: Vec<String>,
+    /// Where `/healthz` and `/readyz` are served.
+    pub probe: SocketAddr,
+    /// Where `/metrics` is served.
+    pub metrics: SocketAddr,
+}

@@ -1,0 +1,69 @@
+//! What requests and watches share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::index::{Caller, Index};
+use crate::metrics::Metrics;
+use crate::source::Upstream;
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    /// Held for microseconds, never across an await.
+    pub(crate) index: RwLock<Index>,
+    /// Counts the changes of the index.
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) cache: Cache<Upstream>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) metrics: Arc<Metrics>,
+    synced: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, upstream: Upstream, metrics: Arc<Metrics>) -> Self {
+        let upstream = Arc::new(upstream);
+        Self {
+            index: RwLock::new(Index::new(config.scope, config.assigned_first)),
+            changes: watch::Sender::new(0),
+            cache: Cache::new(Arc::clone(&upstream), config.token_floor),
+            upstream,
+            metrics,
+            synced: AtomicBool::new(false),
+            config,
+        }
+    }
+
+    /// Changes the index and tells whoever waits for it; tokens whose grant is gone go too.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Index)) {
+        let granted = {
+            let mut index = self.index.write();
+            change(&mut index);
+            (!self.cache.is_empty()).then(|| index.granted_identities())
+        };
+        if let Some(granted) = granted {
+            self.cache.retain(&granted);
+        }
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Who has this address; `None` until the index is complete.
+    pub(crate) fn caller(&self, address: IpAddr) -> Option<Caller> {
+        self.is_synced().then(|| self.index.read().caller(address))
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_synced(&self) {
+        if !self.synced.swap(true, Ordering::AcqRel) {
+            tracing::info!("all objects are known; tokens are served");
+        }
+    }
+}

@@ -13,6 +13,8 @@ pub struct OnHost {
     pub system: bool,
     /// The user-assigned ones, with their client ids where Azure tells them.
     pub user: BTreeMap<ResourceId, Option<ClientId>>,
+    /// The version of the host that was read; `None` once it has been changed since.
+    pub etag: Option<String>,
 }
 
 /// One change of a host's identities.
@@ -63,6 +65,8 @@ pub struct HostError {
     pub fault: Fault,
     /// What Azure said, for a person.
     pub text: String,
+    /// The identities that Azure blames, where it names them.
+    pub identities: Vec<ResourceId>,
     /// How long Azure asked to wait.
     pub retry_after: Option<Duration>,
 }

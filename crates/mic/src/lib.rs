@@ -1,15 +1,43 @@
 //! The assignment controller: keeps the identities that pods need attached to the virtual machines and scale sets of their
 //! nodes, and AzureAssignedIdentity objects true.
 
+mod assigned;
+mod conditions;
 pub mod config;
+mod context;
+mod controller;
+mod embed;
+mod host;
 pub mod hosts;
+mod metrics;
+mod notes;
+mod ownership;
+mod quarantine;
+mod queue;
+mod serve;
+mod term;
+mod watches;
+mod worker;
+mod writer;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use podid_cluster::events::Events;
+use podid_cluster::lease::{Candidate, lead};
+use podid_policy::ids::HostKey;
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
 
 pub use config::Config;
 pub use hosts::Hosts;
@@ -92,8 +120,123 @@ impl Mic {
         listeners: Listeners,
         shutdown: CancellationToken,
     ) -> Result<(), MicError> {
-        let _ = (self.client, self.hosts, listeners);
-        shutdown.cancelled().await;
-        Ok(())
+        let (context, ends) = Context::new(self.config, self.client, self.hosts);
+        let mut tasks = JoinSet::new();
+        let healths = watches::start(&context, &mut tasks, &shutdown);
+        start_leading(&context, &mut tasks, healths.clone(), &shutdown);
+        start_writing(&context, &mut tasks, ends.notes, &shutdown);
+        let probe = serve::probe(context.clone());
+        let metrics = serve::metrics(context.clone(), healths);
+        for (listener, router) in [(listeners.probe, probe), (listeners.metrics, metrics)] {
+            let shutdown = shutdown.clone();
+            tasks.spawn(async move {
+                serve::serve(listener, router, shutdown).await;
+                "HTTP"
+            });
+        }
+        oversee(&context, tasks, ends.workers, &shutdown).await
     }
+}
+
+fn start_leading(
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<&'static str>,
+    healths: watches::Healths,
+    shutdown: &CancellationToken,
+) {
+    let config = &context.config;
+    let candidate = Candidate {
+        namespace: config.lease_namespace.clone(),
+        name: config.lease_name.clone(),
+        identity: config.instance.clone(),
+        duration: config.lease_duration,
+    };
+    let (sender, leading) = watch::channel(false);
+    let racing = lead(context.client.clone(), candidate, sender, shutdown.clone());
+    tasks.spawn(async move {
+        racing.await;
+        "leader lease"
+    });
+    let term = term::serve(context.clone(), leading, healths, shutdown.clone());
+    tasks.spawn(async move {
+        term.await;
+        "term"
+    });
+    let resync = term::resync(context.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        resync.await;
+        "resync"
+    });
+}
+
+fn start_writing(
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<&'static str>,
+    notes_end: mpsc::Receiver<notes::Note>,
+    shutdown: &CancellationToken,
+) {
+    for _ in 0..context.config.parallel_writes.max(1) {
+        let writing = writer::write(context.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            writing.await;
+            "writer"
+        });
+    }
+    let keeping = conditions::keep(context.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        keeping.await;
+        "conditions"
+    });
+    let events = Events::new(
+        context.client.clone(),
+        "podid-mic",
+        &context.config.instance,
+    );
+    let recording = notes::record(events, notes_end, shutdown.clone());
+    tasks.spawn(async move {
+        recording.await;
+        "Events"
+    });
+}
+
+/// Starts a worker for every host that needs one, and sees to it that no part ends unseen.
+async fn oversee(
+    context: &Arc<Context>,
+    mut tasks: JoinSet<&'static str>,
+    mut new_hosts: mpsc::UnboundedReceiver<Arc<HostKey>>,
+    shutdown: &CancellationToken,
+) -> Result<(), MicError> {
+    const WORKER: &str = "host worker";
+    loop {
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(host) = new_hosts.recv() => {
+                let working = worker::work(context.clone(), host, shutdown.clone());
+                tasks.spawn(async move {
+                    working.await;
+                    WORKER
+                });
+                continue;
+            }
+            Some(ended) = tasks.join_next() => ended,
+        };
+        match ended {
+            Ok(WORKER) => {}
+            _ if shutdown.is_cancelled() => break,
+            Ok(task) => {
+                return Err(MicError::TaskEnded {
+                    task,
+                    cause: "it returned".to_owned(),
+                });
+            }
+            Err(error) => {
+                return Err(MicError::TaskEnded {
+                    task: "controller",
+                    cause: error.to_string(),
+                });
+            }
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    Ok(())
 }

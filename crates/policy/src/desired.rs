@@ -172,6 +172,16 @@ impl Desired {
         self.assignments.get(&key.pod)?.get(&key.identity)
     }
 
+    /// An identity that was seen.
+    pub fn identity(&self, key: &ObjectKey) -> Option<&Arc<IdentityFacts>> {
+        self.identities.get(key)
+    }
+
+    /// The Azure resource behind a node, where it is known.
+    pub fn host_of(&self, node: &str) -> Option<&Arc<HostKey>> {
+        self.nodes.get(node)
+    }
+
     /// All assignments, in no particular order.
     pub fn assignments(&self) -> impl Iterator<Item = &Assignment> {
         self.assignments.values().flat_map(BTreeMap::values)
@@ -190,11 +200,6 @@ impl Desired {
     /// The keys of all identities that were seen.
     pub fn identities(&self) -> impl Iterator<Item = &ObjectKey> {
         self.identities.keys()
-    }
-
-    /// The names of all nodes whose host is known.
-    pub fn nodes(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.nodes.keys()
     }
 
     fn reach(&self, namespace: &Arc<str>, selector: &str) -> Reach {

@@ -1,0 +1,85 @@
+//! The copies of AzureIdentity and AzureIdentityBinding inside an AzureAssignedIdentity.
+
+use podid_api::BEHAVIOR_ANNOTATION;
+use podid_api::assigned::AzureAssignedIdentitySpec;
+use podid_api::binding::AzureIdentityBinding;
+use podid_api::identity::AzureIdentity;
+use podid_policy::facts::{BindingFacts, IdentityFacts, IdentitySource};
+use serde_json::{Value, json};
+
+/// Both copies in today's spelling. What does not apply is `null`, so that a merge patch clears it.
+pub(crate) fn copies(identity: &IdentityFacts, binding: &BindingFacts) -> (Value, Value) {
+    (identity_copy(identity), binding_copy(binding))
+}
+
+fn identity_copy(identity: &IdentityFacts) -> Value {
+    let behavior = identity.namespaced.then_some("namespaced");
+    let mut spec = json!({
+        "type": 0, "clientID": identity.client_id.as_str(),
+        "resourceID": null, "tenantID": null, "clientPassword": null, "adEndpoint": null,
+    });
+    match &identity.source {
+        IdentitySource::UserAssigned { resource_id } => {
+            spec["resourceID"] = json!(resource_id.as_str());
+        }
+        IdentitySource::ServicePrincipal {
+            certificate,
+            tenant,
+            secret,
+            authority,
+        } => {
+            spec["type"] = json!(if *certificate { 2 } else { 1 });
+            spec["tenantID"] = json!(&**tenant);
+            spec["clientPassword"] =
+                json!({ "name": &*secret.name, "namespace": &*secret.namespace });
+            spec["adEndpoint"] = json!(authority.as_deref());
+        }
+    }
+    json!({
+        "apiVersion": "aadpodidentity.k8s.io/v1",
+        "kind": "AzureIdentity",
+        "metadata": {
+            "name": &*identity.key.name,
+            "namespace": &*identity.key.namespace,
+            "annotations": behavior.map(|value| json!({ BEHAVIOR_ANNOTATION: value })),
+        },
+        "spec": spec,
+    })
+}
+
+fn binding_copy(binding: &BindingFacts) -> Value {
+    let weight = Some(binding.weight).filter(|weight| *weight != 0);
+    let accounts: Vec<&str> = binding.service_accounts.iter().map(|a| &**a).collect();
+    json!({
+        "apiVersion": "aadpodidentity.k8s.io/v1",
+        "kind": "AzureIdentityBinding",
+        "metadata": { "name": &*binding.key.name, "namespace": &*binding.key.namespace },
+        "spec": {
+            "azureIdentity": &*binding.identity,
+            "selector": &*binding.selector,
+            "weight": weight,
+            "serviceAccounts": (!accounts.is_empty()).then_some(accounts),
+        },
+    })
+}
+
+/// What the copies say; `None` when they cannot be read.
+pub(crate) fn read(spec: &AzureAssignedIdentitySpec) -> Option<(IdentityFacts, BindingFacts)> {
+    let identity = spec.azure_identity_ref.clone().map(without_nulls)?;
+    let binding = spec.azure_binding_ref.clone().map(without_nulls)?;
+    let identity: AzureIdentity = serde_json::from_value(identity).ok()?;
+    let binding: AzureIdentityBinding = serde_json::from_value(binding).ok()?;
+    Some((identity.facts().ok()?, binding.facts().ok()?))
+}
+
+/// The value without the fields that are `null`.
+pub(crate) fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (name, without_nulls(value)))
+            .collect(),
+        other => other,
+    }
+}

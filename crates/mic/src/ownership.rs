@@ -1,0 +1,172 @@
+//! The record of what podid attached to a host, so that the next leader detaches that and nothing else: a ConfigMap per host
+//! in the controller's namespace, written before a change that attaches and after one that detaches.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
+use serde_json::json;
+
+use crate::host::Owned;
+
+/// The label of the records.
+const LABEL: &str = "aadpodidentity.k8s.io/record";
+const LABEL_VALUE: &str = "host";
+/// The key of the host, as a node's providerID, and of what is attached to it.
+const HOST: &str = "host";
+const ATTACHED: &str = "attached";
+
+/// The records of all hosts.
+pub(crate) struct Records {
+    api: Api<ConfigMap>,
+}
+
+impl Records {
+    pub(crate) fn new(client: Client, namespace: &str) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+        }
+    }
+
+    /// Reads all records. One that cannot be understood is logged and left alone.
+    pub(crate) async fn load(&self) -> Result<Vec<(HostKey, Owned)>, kube::Error> {
+        let labelled = ListParams::default().labels(&format!("{LABEL}={LABEL_VALUE}"));
+        let found = self.api.list(&labelled).await?;
+        Ok(found.items.iter().filter_map(read).collect())
+    }
+
+    /// Makes the record of a host say `owned`; an empty one is deleted.
+    pub(crate) async fn store(&self, host: &HostKey, owned: &Owned) -> Result<(), kube::Error> {
+        let name = record_name(host);
+        if owned.is_empty() {
+            return match self.api.delete(&name, &DeleteParams::default()).await {
+                Err(error) if !is(&error, 404) => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let data = data(host, owned);
+        let patch = Patch::Merge(json!({ "data": &data }));
+        match self.api.patch(&name, &PatchParams::default(), &patch).await {
+            Err(error) if is(&error, 404) => {}
+            other => return other.map(|_| ()),
+        }
+        let mut record = ConfigMap {
+            data: Some(data),
+            ..ConfigMap::default()
+        };
+        record.metadata.name = Some(name);
+        record.metadata.labels = Some(BTreeMap::from([(LABEL.to_owned(), LABEL_VALUE.to_owned())]));
+        self.api.create(&PostParams::default(), &record).await?;
+        Ok(())
+    }
+}
+
+fn is(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+fn data(host: &HostKey, owned: &Owned) -> BTreeMap<String, String> {
+    let attached: BTreeMap<&str, Option<&str>> = owned
+        .iter()
+        .map(|(id, client)| (id.as_str(), client.as_ref().map(ClientId::as_str)))
+        .collect();
+    BTreeMap::from([
+        (HOST.to_owned(), provider_id(host)),
+        (ATTACHED.to_owned(), json!(attached).to_string()),
+    ])
+}
+
+fn read(record: &ConfigMap) -> Option<(HostKey, Owned)> {
+    let read = || {
+        let data = record.data.as_ref()?;
+        let host = HostKey::from_provider_id(data.get(HOST)?).ok()?;
+        let attached: BTreeMap<String, Option<String>> =
+            serde_json::from_str(data.get(ATTACHED)?).ok()?;
+        let owned = attached
+            .iter()
+            .map(|(id, client)| {
+                let client = client.as_deref().and_then(|c| ClientId::parse(c).ok());
+                Some((ResourceId::parse(id).ok()?, client))
+            })
+            .collect::<Option<Owned>>()?;
+        Some((host, owned))
+    };
+    let known = read();
+    if known.is_none() {
+        let record = record.metadata.name.as_deref().unwrap_or_default();
+        tracing::warn!(%record, "the record of a host cannot be read: what podid attached there is left attached");
+    }
+    known
+}
+
+/// The providerID of some node on the host.
+fn provider_id(host: &HostKey) -> String {
+    let path = match host.kind() {
+        HostKind::VirtualMachine => format!("virtualMachines/{}", host.name()),
+        HostKind::ScaleSet => format!("virtualMachineScaleSets/{}/virtualMachines/0", host.name()),
+    };
+    let (subscription, group) = (host.subscription(), host.resource_group());
+    format!(
+        "azure:///subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.Compute/{path}"
+    )
+}
+
+fn record_name(host: &HostKey) -> String {
+    let id = provider_id(host).to_ascii_lowercase();
+    // FNV-1a: the name must be the same in every version.
+    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let readable: String = host
+        .name()
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(100)
+        .collect();
+    format!("podid-host-{readable}-{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{host, id};
+
+    #[test]
+    fn a_record_reads_back() {
+        let owned = Owned::from([
+            (id(1), None),
+            (
+                id(2),
+                ClientId::parse("00000000-0000-0000-0000-0000000000aa").ok(),
+            ),
+        ]);
+        let record = ConfigMap {
+            data: Some(data(&host(3), &owned)),
+            ..ConfigMap::default()
+        };
+        assert_eq!(read(&record), Some((host(3), owned)));
+        let vm = HostKey::from_provider_id("azure:///subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/virtualMachines/VM_1").unwrap();
+        assert_eq!(HostKey::from_provider_id(&provider_id(&vm)).unwrap(), vm);
+    }
+
+    #[test]
+    fn names_are_valid_and_differ() {
+        let name = record_name(&host(3));
+        assert!(name.starts_with("podid-host-set3-"), "{name}");
+        assert_ne!(name, record_name(&host(4)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_owns_nothing() {
+        let mut record = ConfigMap::default();
+        assert_eq!(read(&record), None);
+        record.data = Some(BTreeMap::from([
+            (HOST.to_owned(), provider_id(&host(1))),
+            (ATTACHED.to_owned(), "{\"x\": null}".to_owned()),
+        ]));
+        assert_eq!(read(&record), None);
+    }
+}

@@ -1,0 +1,299 @@
+//! What is watched, a few fields of each object, and how it enters the index.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher;
+use kube::{Api, Resource, ResourceExt as _};
+use podid_api::binding::AzureIdentityBinding;
+use podid_api::identity::{AzureIdentity, AzureIdentitySpec};
+use podid_cluster::watch::{Change, Health, watch};
+use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
+use podid_policy::ids::HostKey;
+use podid_policy::matching::BINDING_LABEL;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::assigned::{Object, Watched};
+use crate::conditions::ATTACHABLE;
+use crate::context::Context;
+use crate::controller::{Effects, Meta, State};
+
+/// A pod, without what is not needed.
+#[derive(kube::Resource, Debug, Clone, Deserialize)]
+#[resource(inherit = "Pod")]
+struct WatchedPod {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: WatchedPodSpec,
+    #[serde(default)]
+    status: WatchedPodStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WatchedPodSpec {
+    node_name: Option<String>,
+    service_account_name: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct WatchedPodStatus {
+    phase: Option<String>,
+}
+
+/// A node, without what is not needed.
+#[derive(kube::Resource, Debug, Clone, Deserialize)]
+#[resource(inherit = "Node")]
+struct WatchedNode {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: WatchedNodeSpec,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct WatchedNodeSpec {
+    #[serde(rename = "providerID", default)]
+    provider_id: Option<String>,
+}
+
+/// An AzureIdentity with its conditions.
+#[derive(kube::Resource, Debug, Clone, Deserialize)]
+#[resource(inherit = "AzureIdentity")]
+struct WatchedIdentity {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: AzureIdentitySpec,
+    #[serde(default)]
+    status: serde_json::Value,
+}
+
+/// How a watch is doing, by kind.
+pub(crate) type Healths = Vec<(&'static str, tokio::sync::watch::Receiver<Health>)>;
+
+/// Starts all watches.
+pub(crate) fn start(
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<&'static str>,
+    shutdown: &CancellationToken,
+) -> Healths {
+    let mut start = Start {
+        context,
+        tasks,
+        shutdown,
+        healths: Vec::new(),
+    };
+    let labelled = watcher::Config::default().labels(BINDING_LABEL);
+    start.watch::<WatchedPod>("Pod", labelled, pods);
+    let all = watcher::Config::default;
+    start.watch::<WatchedNode>("Node", all(), nodes);
+    start.watch::<WatchedIdentity>("AzureIdentity", all(), identities);
+    start.watch::<AzureIdentityBinding>("AzureIdentityBinding", all(), bindings);
+    start.watch::<Watched>("AzureAssignedIdentity", all(), objects);
+    start.healths
+}
+
+struct Start<'a> {
+    context: &'a Arc<Context>,
+    tasks: &'a mut JoinSet<&'static str>,
+    shutdown: &'a CancellationToken,
+    healths: Healths,
+}
+
+impl Start<'_> {
+    fn watch<K>(
+        &mut self,
+        kind: &'static str,
+        config: watcher::Config,
+        apply: fn(&Context, Change<K>),
+    ) where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let (sender, health) = tokio::sync::watch::channel(Health::default());
+        self.healths.push((kind, health));
+        let api: Api<DeserializeGuard<K>> = Api::all(self.context.client.clone());
+        let (context, shutdown) = (self.context.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move {
+            let sink = move |change| apply(&context, change);
+            watch(api, config, sink, sender, shutdown).await;
+            "watch"
+        });
+    }
+}
+
+fn pods(context: &Context, change: Change<WatchedPod>) {
+    match change {
+        Change::Applied(pod) => context.step(|state| state.apply_pod(pod_facts(pod))),
+        Change::Deleted(key) => context.step(|state| state.delete_pod(&key)),
+        Change::Listed(listed) => {
+            let gone = context.state.lock().desired.pods().not_in(&listed);
+            for key in gone {
+                context.step(|state| state.delete_pod(&key));
+            }
+        }
+    }
+}
+
+fn pod_facts(pod: WatchedPod) -> PodFacts {
+    let finished = matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let mut labels = pod.metadata.labels.clone().unwrap_or_default();
+    labels.retain(|name, _| name == BINDING_LABEL);
+    PodFacts {
+        key: key(&pod),
+        uid: pod.uid().unwrap_or_default().into(),
+        labels,
+        service_account: pod
+            .spec
+            .service_account_name
+            .as_deref()
+            .unwrap_or("default")
+            .into(),
+        node: pod.spec.node_name.filter(|n| !n.is_empty()).map(Into::into),
+        addresses: Vec::new(),
+        host_network: false,
+        phase: if finished {
+            PodPhase::Finished
+        } else {
+            PodPhase::Live
+        },
+    }
+}
+
+fn nodes(context: &Context, change: Change<WatchedNode>) {
+    match change {
+        Change::Applied(node) => {
+            let name = node.name_any();
+            let host = host_of(&name, node.spec.provider_id.as_deref());
+            context.step(|state| state.apply_node(&name, host));
+        }
+        Change::Deleted(key) => context.step(|state| state.delete_node(&key.name)),
+        Change::Listed(listed) => {
+            let gone = context.state.lock().missing_nodes(&listed);
+            for name in gone {
+                context.step(|state| state.delete_node(&name));
+            }
+        }
+    }
+}
+
+fn host_of(node: &str, provider_id: Option<&str>) -> Option<HostKey> {
+    match HostKey::from_provider_id(provider_id.filter(|id| !id.is_empty())?) {
+        Ok(host) => Some(host),
+        Err(error) => {
+            tracing::debug!(node, reason = %error, "identities cannot be attached to the node");
+            None
+        }
+    }
+}
+
+fn identities(context: &Context, change: Change<WatchedIdentity>) {
+    match change {
+        Change::Applied(seen) => {
+            let mut identity = AzureIdentity::new("", seen.spec);
+            identity.metadata = seen.metadata;
+            let meta = Meta {
+                condition: condition(&seen.status),
+                ..meta(&identity)
+            };
+            match identity.facts() {
+                Ok(facts) => context.step(|state| state.apply_identity(facts, meta)),
+                Err(error) => malformed(context, &identity, &error, State::delete_identity),
+            }
+        }
+        Change::Deleted(key) => context.step(|state| state.delete_identity(&key)),
+        Change::Listed(listed) => {
+            let gone = context.state.lock().desired.identities().not_in(&listed);
+            for key in gone {
+                context.step(|state| state.delete_identity(&key));
+            }
+        }
+    }
+}
+
+fn condition(status: &serde_json::Value) -> Option<(bool, String)> {
+    let conditions = status.get("conditions")?.as_array()?;
+    let ours = conditions.iter().find(|c| c["type"] == ATTACHABLE)?;
+    let message = ours["message"].as_str().unwrap_or_default();
+    Some((ours["status"] == "True", message.to_owned()))
+}
+
+fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
+    match change {
+        Change::Applied(binding) => match binding.facts() {
+            Ok(facts) => {
+                let meta = meta(&binding);
+                context.step(|state| state.apply_binding(facts, meta));
+            }
+            Err(error) => malformed(context, &binding, &error, State::delete_binding),
+        },
+        Change::Deleted(key) => context.step(|state| state.delete_binding(&key)),
+        Change::Listed(listed) => {
+            let gone = context.state.lock().desired.bindings().not_in(&listed);
+            for key in gone {
+                context.step(|state| state.delete_binding(&key));
+            }
+        }
+    }
+}
+
+fn objects(context: &Context, change: Change<Watched>) {
+    match change {
+        Change::Applied(seen) => {
+            let name = key(&seen);
+            match Object::read(seen) {
+                Ok(object) => context.step(|state| state.apply_object(object)),
+                Err(error) => {
+                    tracing::warn!(object = %name, reason = %error, "an AzureAssignedIdentity cannot be read and is left alone");
+                }
+            }
+        }
+        Change::Deleted(key) => context.step(|state| state.delete_object(&key)),
+        Change::Listed(listed) => {
+            let gone = context.state.lock().objects.keys().not_in(&listed);
+            for key in gone {
+                context.step(|state| state.delete_object(&key));
+            }
+        }
+    }
+}
+
+/// An object that the API server accepted and that cannot be used counts as gone.
+fn malformed<K: Resource<DynamicType = ()>>(
+    context: &Context,
+    object: &K,
+    error: &podid_api::ObjectError,
+    delete: fn(&mut State, &ObjectKey) -> Effects,
+) {
+    let (kind, name) = (K::kind(&()), key(object));
+    tracing::warn!(%kind, object = %name, reason = %error, "object is malformed and counts as absent");
+    context.step(|state| delete(state, &name));
+}
+
+fn meta(object: &impl kube::ResourceExt) -> Meta {
+    Meta {
+        uid: object.uid().unwrap_or_default().into(),
+        generation: object.meta().generation.unwrap_or_default(),
+        condition: None,
+    }
+}
+
+fn key(object: &impl kube::ResourceExt) -> ObjectKey {
+    ObjectKey::new(&object.namespace().unwrap_or_default(), &object.name_any())
+}
+
+trait NotIn {
+    fn not_in(self, listed: &BTreeSet<ObjectKey>) -> Vec<ObjectKey>;
+}
+
+impl<'a, I: Iterator<Item = &'a ObjectKey>> NotIn for I {
+    fn not_in(self, listed: &BTreeSet<ObjectKey>) -> Vec<ObjectKey> {
+        self.filter(|key| !listed.contains(key)).cloned().collect()
+    }
+}

@@ -349,6 +349,3 @@ impl Host {
         });
     }
 }
-
-#[cfg(test)]
-mod tests;

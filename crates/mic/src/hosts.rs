@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use podid_azure::arm::{Arm, HostIdentity};
+use podid_azure::error::{Error, ErrorKind};
 use podid_policy::ids::{ClientId, HostKey, ResourceId};
 
 /// The identities that Azure shows on a host.
@@ -88,3 +90,58 @@ pub trait Hosts: Send + Sync + 'static {
 
 /// The most identities that Azure takes in one PATCH, attached and detached together.
 pub const MAX_CHANGE: usize = 150;
+
+impl Hosts for Arm {
+    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>> {
+        Box::pin(async move {
+            let shown = Arm::identities(self, host).await?;
+            Ok(OnHost {
+                system: shown.system,
+                user: shown.user.into_iter().map(|id| (id, None)).collect(),
+                etag: shown.etag,
+            })
+        })
+    }
+
+    fn patch<'a>(
+        &'a self,
+        host: &'a HostKey,
+        seen: &'a OnHost,
+        change: &'a HostChange,
+    ) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move {
+            let seen = HostIdentity {
+                system: seen.system,
+                user: seen.user.keys().cloned().collect(),
+                etag: seen.etag.clone(),
+            };
+            Ok(self
+                .update(host, &seen, &change.attach, &change.detach)
+                .await?)
+        })
+    }
+}
+
+impl From<Error> for HostError {
+    fn from(error: Error) -> Self {
+        let fault = match error.kind() {
+            ErrorKind::Throttled => Fault::Throttled,
+            ErrorKind::Conflict => Fault::Conflict,
+            ErrorKind::NotFound => Fault::NoHost,
+            ErrorKind::Forbidden => Fault::Forbidden,
+            ErrorKind::IdentityNotFound | ErrorKind::IdentityForbidden | ErrorKind::BadRequest => {
+                Fault::Identity
+            }
+            ErrorKind::Unavailable
+            | ErrorKind::Timeout
+            | ErrorKind::InvalidCredential
+            | ErrorKind::Malformed => Fault::Unavailable,
+        };
+        Self {
+            fault,
+            text: error.to_string(),
+            identities: error.identities().to_vec(),
+            retry_after: error.retry_after(),
+        }
+    }
+}

@@ -19,3 +19,6 @@ pub(crate) fn provider_id(set: usize, instance: usize) -> String {
         "azure:///subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/virtualMachineScaleSets/set{set}/virtualMachines/{instance}"
     )
 }
+
+pub(crate) mod apiserver;
+pub(crate) mod azure;

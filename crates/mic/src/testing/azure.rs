@@ -1,0 +1,137 @@
+//! Azure with paused time: hosts, identities that do not exist, faults to order, and a journal of calls.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use podid_policy::ids::{HostKey, ResourceId};
+use tokio::time::{Instant, sleep};
+
+use crate::hosts::{Fault, HostChange, HostError, Hosts, MAX_CHANGE, OnHost};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Call {
+    Get(HostKey),
+    Patch(HostKey, HostChange),
+}
+
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) attached: BTreeMap<HostKey, BTreeSet<ResourceId>>,
+    /// Identities that do not exist.
+    pub(crate) missing: BTreeSet<ResourceId>,
+    /// Whether refusals name the missing identity.
+    pub(crate) names: bool,
+    /// Answers to the next PATCHes, instead of carrying them out.
+    pub(crate) faults: VecDeque<HostError>,
+    /// Nothing is reachable.
+    pub(crate) down: bool,
+    pub(crate) calls: Vec<(Instant, Call)>,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct FakeAzure(pub(crate) Arc<Mutex<World>>);
+
+pub(crate) fn fault(fault: Fault, retry_after: Option<u64>) -> HostError {
+    HostError {
+        fault,
+        text: format!("fault {}", fault.name()),
+        identities: Vec::new(),
+        retry_after: retry_after.map(Duration::from_secs),
+    }
+}
+
+impl FakeAzure {
+    pub(crate) fn attached(&self, host: &HostKey) -> BTreeSet<ResourceId> {
+        self.0
+            .lock()
+            .attached
+            .get(host)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn patches(&self) -> Vec<(Instant, HostKey, HostChange)> {
+        let world = self.0.lock();
+        let patches = world.calls.iter().filter_map(|(at, call)| match call {
+            Call::Patch(host, change) => Some((*at, host.clone(), change.clone())),
+            Call::Get(_) => None,
+        });
+        patches.collect()
+    }
+
+    pub(crate) fn gets(&self) -> usize {
+        let world = self.0.lock();
+        let gets = |(_, call): &&(Instant, Call)| matches!(call, Call::Get(_));
+        world.calls.iter().filter(gets).count()
+    }
+
+    fn refusal(world: &World, change: &HostChange) -> Option<HostError> {
+        let bad: Vec<_> = change
+            .attach
+            .iter()
+            .filter(|id| world.missing.contains(*id))
+            .cloned()
+            .collect();
+        (!bad.is_empty()).then(|| HostError {
+            fault: Fault::Identity,
+            text: "FailedIdentityOperation: an identity was not found".to_owned(),
+            identities: if world.names { bad } else { Vec::new() },
+            retry_after: None,
+        })
+    }
+}
+
+impl Hosts for FakeAzure {
+    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>> {
+        async move {
+            sleep(Duration::from_millis(50)).await;
+            let mut world = self.0.lock();
+            world.calls.push((Instant::now(), Call::Get(host.clone())));
+            if world.down {
+                return Err(fault(Fault::Unavailable, None));
+            }
+            let shown = world.attached.entry(host.clone()).or_default();
+            Ok(OnHost {
+                system: false,
+                user: shown.iter().map(|id| (id.clone(), None)).collect(),
+                etag: None,
+            })
+        }
+        .boxed()
+    }
+
+    fn patch<'a>(
+        &'a self,
+        host: &'a HostKey,
+        _seen: &'a OnHost,
+        change: &'a HostChange,
+    ) -> BoxFuture<'a, Result<(), HostError>> {
+        async move {
+            assert!(change.attach.len() + change.detach.len() <= MAX_CHANGE);
+            {
+                let mut world = self.0.lock();
+                let call = Call::Patch(host.clone(), change.clone());
+                world.calls.push((Instant::now(), call));
+                if world.down {
+                    return Err(fault(Fault::Unavailable, None));
+                }
+                if let Some(error) = world.faults.pop_front() {
+                    return Err(error);
+                }
+                if let Some(error) = Self::refusal(&world, change) {
+                    return Err(error);
+                }
+                let there = world.attached.entry(host.clone()).or_default();
+                there.extend(change.attach.iter().cloned());
+                there.retain(|id| !change.detach.contains(id));
+            }
+            sleep(Duration::from_secs(5)).await;
+            Ok(())
+        }
+        .boxed()
+    }
+}

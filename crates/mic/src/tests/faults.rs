@@ -1,0 +1,266 @@
+//! What goes wrong, and that it delays or loses nothing else.
+
+use super::*;
+
+fn stage(world: &World, name: &str) -> Value {
+    let object = world.api.get("azureassignedidentities", "ns", name);
+    object.map(|o| o["status"].clone()).unwrap_or_default()
+}
+
+async fn one_bad_among_ten(names: bool) {
+    let world = World::new();
+    {
+        let mut azure = world.azure.0.lock();
+        azure.missing.insert(id(3));
+        azure.names = names;
+    }
+    world.node("n1", 1, 0);
+    for n in 0..10 {
+        world.bound(n);
+        world.pod(&format!("p{n}"), "n1", &format!("s{n}"));
+    }
+    let mic = world.start(config("mic-0")).await;
+    let began = Instant::now();
+    world.until("the others", |w| w.assigned() == 9).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(40),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(stage(&world, "p3-ns-id3")["status"], "Created");
+    world
+        .until("told", |w| {
+            let text = stage(w, "p3-ns-id3")["message"].to_string();
+            let identity = w.api.get("azureidentities", "ns", "id3").unwrap();
+            let condition = &identity["status"]["conditions"][0];
+            text.contains("was not found") && condition["status"] == "False"
+        })
+        .await;
+    // A later good one is not held up, and never shares a PATCH with the bad one.
+    let refused_together = world.azure.patches().len();
+    world.bound(20);
+    world.pod("p20", "n1", "s20");
+    world.until("a later one", |w| w.assigned() == 10).await;
+    sleep(Duration::from_secs(3600)).await;
+    let later = world.azure.patches().split_off(refused_together);
+    for (_, _, change) in &later {
+        assert!(!change.attach.contains(&id(3)) || change.attach.len() == 1);
+    }
+    assert!(
+        (4..20).contains(&later.len()),
+        "{} retries in an hour",
+        later.len()
+    );
+
+    world.azure.0.lock().missing.clear();
+    world.until("mended", |w| w.assigned() == 11).await;
+    world
+        .until("the condition", |w| {
+            let identity = w.api.get("azureidentities", "ns", "id3").unwrap();
+            identity["status"]["conditions"][0]["status"] == "True"
+        })
+        .await;
+    assert!(stage(&world, "p3-ns-id3")["message"].is_null());
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_identity_that_azure_names_delays_no_other() {
+    one_bad_among_ten(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_identity_that_azure_does_not_name_delays_no_other() {
+    one_bad_among_ten(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edited_identity_is_tried_again_at_once() {
+    let world = World::new();
+    world.azure.0.lock().missing.insert(id(1));
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    sleep(Duration::from_secs(2000)).await;
+    assert_eq!(world.assigned(), 0);
+    world.azure.0.lock().missing.clear();
+    let edited = Instant::now();
+    world.identity(1, 2, id(1).as_str());
+    world.until("assigned", |w| w.assigned() == 1).await;
+    assert!(edited.elapsed() < Duration::from_secs(10));
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_honoured_and_hosts_do_not_wait_for_one_another() {
+    let world = World::new();
+    world
+        .azure
+        .0
+        .lock()
+        .faults
+        .push_back(fault(Fault::Throttled, Some(120)));
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("one", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    world
+        .until("throttled", |w| w.azure.patches().len() == 1)
+        .await;
+    world.node("n2", 2, 0);
+    world.pod("two", "n2", "s1");
+    world.until("the other host", |w| w.assigned() == 1).await;
+    world.until("this host", |w| w.assigned() == 2).await;
+    let patches = world.azure.patches();
+    let waited = patches[2].0 - patches[0].0;
+    assert!(waited >= Duration::from_secs(120) && waited < Duration::from_secs(125));
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_is_retried_after_another_look() {
+    let world = World::new();
+    world
+        .azure
+        .0
+        .lock()
+        .faults
+        .push_back(fault(Fault::Conflict, None));
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    assert_eq!((world.azure.gets(), world.azure.patches().len()), (2, 2));
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forbidden_host_is_asked_ever_less_often() {
+    let world = World::new();
+    let faults = std::iter::repeat_with(|| fault(Fault::Forbidden, None)).take(1000);
+    world.azure.0.lock().faults.extend(faults);
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    sleep(Duration::from_secs(3600)).await;
+    assert!(
+        world.azure.patches().len() < 25,
+        "{}",
+        world.azure.patches().len()
+    );
+    assert!(
+        stage(&world, "web-ns-id1")["message"]
+            .to_string()
+            .contains("Forbidden")
+    );
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_between_patch_and_status_the_next_leader_converges_and_still_owns() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    world.api.break_writes(Some("azureassignedidentities"));
+    let first = world.start(config("mic-0")).await;
+    world
+        .until("attached", |w| w.azure.attached(&host(1)) == only(&[1]))
+        .await;
+    first.kill().await;
+    world.api.break_writes(None);
+    let second = world.start(config("mic-1")).await;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    assert_eq!(world.azure.patches().len(), 1);
+    world.api.delete("pods", "ns", "web");
+    world.until("gone", |w| w.objects().is_empty()).await;
+    assert!(
+        world.azure.attached(&host(1)).is_empty(),
+        "the second detaches what the first attached"
+    );
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_while_the_pod_leaves_the_next_leader_finishes() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let first = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    world.api.delete("pods", "ns", "web");
+    sleep(Duration::from_secs(1)).await;
+    first.kill().await;
+    let second = world.start(config("mic-1")).await;
+    world.until("gone", |w| w.objects().is_empty()).await;
+    assert!(world.azure.attached(&host(1)).is_empty());
+    assert_eq!(world.azure.patches().len(), 2);
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_leader_acts_and_another_takes_over() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    let first = world.start(config("mic-0")).await;
+    let second = world.start(config("mic-1")).await;
+    world.pod("one", "n1", "s1");
+    world.until("assigned", |w| w.assigned() == 1).await;
+    assert_eq!((world.azure.gets(), world.azure.patches().len()), (1, 1));
+    first.stop().await;
+    world.bound(2);
+    world.pod("two", "n1", "s2");
+    world.until("the second acts", |w| w.assigned() == 2).await;
+    assert_eq!(world.azure.attached(&host(1)), only(&[1, 2]));
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_record_nothing_is_attached() {
+    let world = World::new();
+    world.api.break_writes(Some("configmaps"));
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(world.azure.patches().is_empty());
+    world.api.break_writes(None);
+    world.until("assigned", |w| w.assigned() == 1).await;
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn azure_that_is_down_is_waited_for() {
+    let world = World::new();
+    world.azure.0.lock().down = true;
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(stage(&world, "web-ns-id1")["status"], "Created");
+    world.azure.0.lock().down = false;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drift_on_azure_is_repaired_and_told_meanwhile() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    world.azure.0.lock().attached.clear();
+    world.until("noticed", |w| w.assigned() == 0).await;
+    world.until("repaired", |w| w.assigned() == 1).await;
+    assert_eq!(world.azure.attached(&host(1)), only(&[1]));
+    mic.stop().await;
+}

@@ -1,0 +1,69 @@
+//! How many calls many pods cost.
+
+use super::*;
+
+const SETS: usize = 20;
+const PODS: usize = 2000;
+const IDENTITIES: usize = 100;
+
+fn crowd(world: &World) {
+    for n in 0..SETS {
+        world.node(&format!("n{n}"), n, 0);
+    }
+    for n in 0..IDENTITIES {
+        world.bound(n);
+    }
+    for n in 0..PODS {
+        let (node, selector) = (format!("n{}", n % SETS), format!("s{}", n % IDENTITIES));
+        world.pod(&format!("p{n}"), &node, &selector);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_thousand_pods_cost_one_get_and_one_patch_a_host() {
+    let world = World::new();
+    let mic = world.start(config("mic-0")).await;
+    crowd(&world);
+    world.until("assigned", |w| w.assigned() == PODS).await;
+    assert!(
+        world.azure.patches().len() <= SETS,
+        "{} PATCHes",
+        world.azure.patches().len()
+    );
+    assert!(world.azure.gets() <= SETS, "{} GETs", world.azure.gets());
+    let creations = world
+        .api
+        .writes()
+        .iter()
+        .filter(|w| w.starts_with("POST") && w.ends_with("azureassignedidentities"))
+        .count();
+    assert_eq!(creations, PODS);
+    mic.stop().await;
+
+    let (patches, writes) = (world.azure.patches().len(), world.api.writes().len());
+    let mic = world.start(config("mic-1")).await;
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(world.azure.patches().len(), patches);
+    assert_eq!(world.azure.gets(), 2 * SETS);
+    assert_eq!(
+        world.api.writes().len(),
+        writes,
+        "a new leader writes nothing that is so"
+    );
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_rest_a_host_costs_one_get_a_reconcile() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    let before = world.azure.gets();
+    sleep(Duration::from_secs(1800)).await;
+    assert_eq!(world.azure.gets() - before, 10);
+    assert_eq!(world.azure.patches().len(), 1);
+    mic.stop().await;
+}

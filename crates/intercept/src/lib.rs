@@ -1,1 +1,28 @@
-//! podid-intercept
+//! How a pod's request for the metadata address reaches NMI instead of the node's own metadata service.
+//!
+//! Packets to `169.254.169.254:80` are handed to NMI's transparent listener where they enter the node, with the caller's
+//! address and the original destination intact: no NAT, no `route_localnet`, and no dependence on connection tracking.
+//! Everything else from a pod to that address is refused. The rules **fail closed**: while they exist and NMI does not, a
+//! connection is refused (nftables) or dropped (iptables) and never reaches the node's metadata service. Nothing here
+//! removes them but [`Backend::cleanup`].
+//!
+//! IPv4 only: Azure's metadata service has no IPv6 address.
+
+mod backend;
+mod command;
+mod conntrack;
+mod error;
+mod iptables;
+mod keeper;
+mod listen;
+mod nftables;
+mod routing;
+mod rules;
+
+pub use backend::Backend;
+pub use conntrack::cut_connections;
+pub use error::{Error, ErrorKind};
+pub use iptables::legacy_rules_present;
+pub use keeper::{Keeper, State};
+pub use listen::listen;
+pub use rules::Rules;

@@ -1,0 +1,91 @@
+//! The two ways to intercept, behind one face.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher as _};
+
+use crate::{Error, Rules, iptables, nftables, routing};
+
+/// How packets are intercepted. Both give the same answer to a pod but one: while NMI is dead, nftables refuses at once and
+/// iptables, whose transparent-proxy target has no other way, drops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// One table `inet podid`, replaced in one transaction.
+    Nftables,
+    /// Chains `PODID-*` of the table mangle, through whichever variant of iptables the node uses.
+    Iptables,
+}
+
+impl Backend {
+    /// The better one that this node's tools and kernel support with these rules. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoBackend`] with the reason of each.
+    pub async fn detect(rules: &Rules) -> Result<Self, Error> {
+        rules.validate()?;
+        let Err(nftables) = nftables::probe(rules).await else {
+            return Ok(Self::Nftables);
+        };
+        match iptables::probe(rules).await {
+            Ok(()) => Ok(Self::Iptables),
+            Err(iptables) => Err(Error::NoBackend {
+                nftables: Box::new(nftables),
+                iptables: Box::new(iptables),
+            }),
+        }
+    }
+
+    /// Puts the rules in place, replacing older ones of podid. At no moment is there a gap.
+    ///
+    /// # Errors
+    /// Any but [`Error::NoBackend`]. What was in place before is still in place then.
+    pub async fn apply(self, rules: &Rules) -> Result<(), Error> {
+        rules.validate()?;
+        // Without the route intercepted packets are refused; without the rules they would pass. So the rules come first.
+        match self {
+            Self::Nftables => nftables::apply(rules).await?,
+            Self::Iptables => iptables::apply(rules).await?,
+        }
+        routing::apply(rules).await
+    }
+
+    /// Whether exactly these rules are in place and come first.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub async fn verify(self, rules: &Rules) -> Result<bool, Error> {
+        let rules_stand = match self {
+            Self::Nftables => nftables::verify(rules).await?,
+            Self::Iptables => iptables::verify(rules).await?,
+        };
+        Ok(rules_stand && routing::verify(rules).await?)
+    }
+
+    /// Removes whatever any backend has ever put in place, so that pods reach the node's metadata service again. Tools that
+    /// are not installed have put nothing in place.
+    ///
+    /// # Errors
+    /// The first failure, after everything was tried.
+    pub async fn cleanup(rules: &Rules) -> Result<(), Error> {
+        let results = [
+            unless_missing(iptables::cleanup().await),
+            unless_missing(nftables::cleanup().await),
+            routing::cleanup(rules).await,
+        ];
+        results.into_iter().collect()
+    }
+}
+
+fn unless_missing(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(Error::Missing { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// A short fingerprint of a rule's text, kept in the rule's comment: tells whether the rule is the one that is wanted, whatever
+/// the spelling in which the tool lists it.
+pub(crate) fn fingerprint(position: usize, text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    (position, text).hash(&mut hasher);
+    format!("podid-{:016x}", hasher.finish())
+}

@@ -1,0 +1,93 @@
+//! What can go wrong, and what an operator does about it.
+
+/// Why interception could not be set up, checked or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tool is not installed.
+    #[error("{tool} is not on PATH: install the package {package}")]
+    Missing {
+        /// The program that was looked for.
+        tool: String,
+        /// The Debian and Ubuntu package that has it.
+        package: &'static str,
+    },
+    /// The kernel refused for lack of privilege.
+    #[error("{command}: {detail}; podid nmi needs the capability NET_ADMIN on the host's network")]
+    Denied {
+        /// The command that was run.
+        command: String,
+        /// What it said.
+        detail: String,
+    },
+    /// A tool said no.
+    #[error("{command} failed: {detail}")]
+    Failed {
+        /// The command that was run.
+        command: String,
+        /// What it said, shortened.
+        detail: String,
+    },
+    /// A tool did not end in time.
+    #[error(
+        "{command} did not end in {seconds} s: another program may hold the xtables lock, or the machine is overloaded"
+    )]
+    Timeout {
+        /// The command that was run.
+        command: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// A tool said something that cannot be understood.
+    #[error("{command} gave unexpected output: {detail}; its version may not be supported")]
+    Output {
+        /// The command that was run.
+        command: String,
+        /// What was wrong with the output.
+        detail: String,
+    },
+    /// The rules contradict themselves.
+    #[error("interception settings are wrong: {0}")]
+    Rules(&'static str),
+    /// Neither backend works here.
+    #[error("no way to intercept works on this node. nftables: {nftables}. iptables: {iptables}")]
+    NoBackend {
+        /// Why nftables does not work.
+        nftables: Box<Error>,
+        /// Why iptables does not work.
+        iptables: Box<Error>,
+    },
+}
+
+/// The stable names of [`Error`]'s variants, for metrics and for code that decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// A tool is not installed.
+    Missing,
+    /// Not enough privilege.
+    Denied,
+    /// A tool said no.
+    Failed,
+    /// A tool did not end in time.
+    Timeout,
+    /// A tool's output was not understood.
+    Output,
+    /// The rules contradict themselves.
+    Rules,
+    /// Neither backend works here.
+    NoBackend,
+}
+
+impl Error {
+    /// The kind of this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Missing { .. } => ErrorKind::Missing,
+            Self::Denied { .. } => ErrorKind::Denied,
+            Self::Failed { .. } => ErrorKind::Failed,
+            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Output { .. } => ErrorKind::Output,
+            Self::Rules(_) => ErrorKind::Rules,
+            Self::NoBackend { .. } => ErrorKind::NoBackend,
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Keeps the rules in place for as long as the process lives, and leaves them there when it ends.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{Backend, Error, Rules, conntrack};
+
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// What the keeper has seen and done since it started; the source of metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// Whether the rules were in place at the last look.
+    pub in_place: bool,
+    /// How often the rules were looked at.
+    pub checks: u64,
+    /// How often the rules were put in place, the first time included.
+    pub applied: u64,
+    /// How often somebody else had changed or removed them.
+    pub repaired: u64,
+    /// How often a check or a change failed.
+    pub failures: u64,
+    /// How many older connections were forgotten when the rules first appeared.
+    pub connections_cut: u64,
+    /// Why the last look failed, for a person; `None` when it did not.
+    pub trouble: Option<String>,
+}
+
+/// Looks after one set of rules.
+#[derive(Debug)]
+pub struct Keeper {
+    backend: Backend,
+    rules: Rules,
+    interval: Duration,
+    state: watch::Sender<State>,
+}
+
+impl Keeper {
+    /// A keeper that looks every `interval` (at least a second).
+    pub fn new(backend: Backend, rules: Rules, interval: Duration) -> Self {
+        let interval = interval.max(FIRST_RETRY);
+        Self {
+            backend,
+            rules,
+            interval,
+            state: watch::Sender::new(State::default()),
+        }
+    }
+
+    /// How it is going; changes with every look.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Puts the rules in place at once and repairs them until shutdown. A failure is retried for ever, soon at first. The
+    /// rules stay when this returns: removing them is [`Backend::cleanup`]'s work, which somebody must ask for.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            let pause = match self.look().await {
+                Ok(()) => {
+                    retry = FIRST_RETRY;
+                    self.interval
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    let pause = retry.min(self.interval);
+                    retry = retry.saturating_mul(2);
+                    pause
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<(), Error> {
+        let stands = self.backend.verify(&self.rules).await?;
+        if !stands {
+            self.backend.apply(&self.rules).await?;
+        }
+        let first = self.state.borrow().checks == self.state.borrow().failures;
+        let cut = if first { self.cut().await } else { 0 };
+        if !stands && !first {
+            warn!(backend = ?self.backend, "the interception rules had been changed by somebody else; put back");
+        }
+        self.state.send_modify(|state| {
+            state.checks += 1;
+            state.in_place = true;
+            state.applied += u64::from(!stands);
+            state.repaired += u64::from(!stands && !first);
+            state.connections_cut += cut;
+            state.trouble = None;
+        });
+        Ok(())
+    }
+
+    /// Older connections end by themselves; failing to forget them is no reason to stop.
+    async fn cut(&self) -> u64 {
+        match conntrack::cut_connections(&self.rules).await {
+            Ok(cut) => {
+                info!(backend = ?self.backend, cut, "interception is in place");
+                cut
+            }
+            Err(error) => {
+                warn!(backend = ?self.backend, reason = %error, "interception is in place; older connections stay tracked until they end");
+                0
+            }
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        warn!(backend = ?self.backend, reason = %error, "interception could not be checked or put in place");
+        self.state.send_modify(|state| {
+            state.checks += 1;
+            state.failures += 1;
+            state.in_place = false;
+            state.trouble = Some(error.to_string());
+        });
+    }
+}

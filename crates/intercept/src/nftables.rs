@@ -1,0 +1,215 @@
+//! Interception by nftables: the table `inet podid`, replaced as a whole in one transaction.
+
+use serde_json::Value;
+
+use crate::backend::fingerprint;
+use crate::command::call;
+use crate::{Error, Rules};
+
+const LIST: &str = "-j list table inet podid";
+/// Makes the removal of a table that may not exist succeed.
+const REMOVE: &str = "add table inet podid\ndelete table inet podid\n";
+
+/// A base chain and its rules.
+struct Chain {
+    name: &'static str,
+    kind: &'static str,
+    priority: i64,
+    rules: Vec<String>,
+}
+
+/// Whether the tool and the kernel would take the rules.
+pub(crate) async fn probe(rules: &Rules) -> Result<(), Error> {
+    call("nft", "-c -f -")
+        .input(&script(rules))
+        .run()
+        .await
+        .map(drop)
+}
+
+/// Replaces the table.
+pub(crate) async fn apply(rules: &Rules) -> Result<(), Error> {
+    call("nft", "-f -")
+        .input(&script(rules))
+        .run()
+        .await
+        .map(drop)
+}
+
+/// Whether the table is what [`apply`] makes it.
+pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
+    let Some(text) = call("nft", LIST).ask().await? else {
+        return Ok(false);
+    };
+    let listing: Value = serde_json::from_str(&text).map_err(|error| Error::Output {
+        command: format!("nft {LIST}"),
+        detail: error.to_string(),
+    })?;
+    Ok(matches(&chains(rules), &listing))
+}
+
+/// Removes the table; an absent one is fine.
+pub(crate) async fn cleanup() -> Result<(), Error> {
+    call("nft", "-f -").input(REMOVE).run().await.map(drop)
+}
+
+fn chains(rules: &Rules) -> Vec<Chain> {
+    let mut chains = vec![prerouting(rules), forward(rules)];
+    if !rules.direct {
+        chains.push(input(rules));
+    }
+    if rules.host_network {
+        chains.extend([output(rules), postrouting(rules)]);
+    }
+    chains
+}
+
+/// Hands packets to the listener. Without a transparent listener the first rule does not apply and the second refuses.
+fn prerouting(rules: &Rules) -> Chain {
+    let Rules {
+        metadata,
+        metadata_port,
+        listen_port,
+        mark_tproxy,
+        ..
+    } = rules;
+    let asked = format!("ip daddr {metadata} tcp dport {metadata_port}");
+    let target = rules.target();
+    Chain {
+        name: "prerouting",
+        kind: "filter",
+        priority: -150,
+        rules: vec![
+            format!(
+                "{asked} tproxy ip to {target}:{listen_port} meta mark set meta mark | {mark_tproxy:#x} accept"
+            ),
+            format!("{asked} reject with tcp reset"),
+        ],
+    }
+}
+
+/// Nothing of a pod gets past the node to the metadata address, and nothing comes back from it, whatever came before.
+fn forward(rules: &Rules) -> Chain {
+    let metadata = rules.metadata;
+    Chain {
+        name: "forward",
+        kind: "filter",
+        priority: -150,
+        rules: vec![
+            format!("ip daddr {metadata} meta l4proto tcp reject with tcp reset"),
+            format!("ip daddr {metadata} reject with icmp type admin-prohibited"),
+            format!("ip saddr {metadata} drop"),
+        ],
+    }
+}
+
+/// Keeps others from opening connections to the listener's own port; intercepted packets still carry the metadata port.
+fn input(rules: &Rules) -> Chain {
+    let port = rules.listen_port;
+    Chain {
+        name: "input",
+        kind: "filter",
+        priority: -150,
+        rules: vec![format!(
+            "iifname != \"lo\" tcp dport {port} tcp flags & (syn | ack) == syn reject with tcp reset"
+        )],
+    }
+}
+
+/// Sends the node's own requests, but NMI's, back in through the loopback device, where [`prerouting`] takes them.
+fn output(rules: &Rules) -> Chain {
+    let Rules {
+        metadata,
+        metadata_port,
+        mark_own,
+        mark_tproxy,
+        ..
+    } = rules;
+    Chain {
+        name: "output",
+        kind: "route",
+        priority: -150,
+        rules: vec![format!(
+            "ip daddr {metadata} tcp dport {metadata_port} meta mark & {mark_own:#x} != {mark_own:#x} meta mark set meta mark | {mark_tproxy:#x}"
+        )],
+    }
+}
+
+/// Stops what [`output`] could not send back, because the policy route is gone or an address was translated after it.
+fn postrouting(rules: &Rules) -> Chain {
+    let Rules {
+        metadata,
+        metadata_port,
+        mark_own,
+        ..
+    } = rules;
+    Chain {
+        name: "postrouting",
+        kind: "filter",
+        priority: 300,
+        rules: vec![format!(
+            "oifname != \"lo\" ip daddr {metadata} tcp dport {metadata_port} meta mark & {mark_own:#x} != {mark_own:#x} drop"
+        )],
+    }
+}
+
+fn script(rules: &Rules) -> String {
+    let mut text = format!("{REMOVE}table inet podid {{\n");
+    for chain in chains(rules) {
+        text += &format!(
+            "\tchain {} {{\n\t\ttype {} hook {} priority {}; policy accept;\n",
+            chain.name, chain.kind, chain.name, chain.priority
+        );
+        for (rule, comment) in chain.rules.iter().zip(comments(&chain)) {
+            text += &format!("\t\t{rule} comment \"{comment}\"\n");
+        }
+        text += "\t}\n";
+    }
+    text + "}\n"
+}
+
+fn comments(chain: &Chain) -> Vec<String> {
+    chain
+        .rules
+        .iter()
+        .enumerate()
+        .map(|(position, rule)| fingerprint(position, rule))
+        .collect()
+}
+
+fn matches(wanted: &[Chain], listing: &Value) -> bool {
+    let Some(objects) = listing["nftables"].as_array() else {
+        return false;
+    };
+    let listed: Vec<&Value> = objects
+        .iter()
+        .map(|object| &object["chain"])
+        .filter(|chain| chain.is_object())
+        .collect();
+    let dormant = objects
+        .iter()
+        .any(|object| !object["table"]["flags"].is_null());
+    !dormant
+        && listed.len() == wanted.len()
+        && wanted.iter().all(|chain| {
+            listed.iter().any(|found| is_same(chain, found))
+                && rules_of(objects, chain.name) == comments(chain)
+        })
+}
+
+fn is_same(chain: &Chain, found: &Value) -> bool {
+    found["name"] == chain.name
+        && found["type"] == chain.kind
+        && found["hook"] == chain.name
+        && found["prio"] == chain.priority
+}
+
+/// The comments of a chain's rules in their order; a foreign rule without one counts too.
+fn rules_of(objects: &[Value], chain: &str) -> Vec<String> {
+    objects
+        .iter()
+        .map(|object| &object["rule"])
+        .filter(|rule| rule["chain"] == chain)
+        .map(|rule| rule["comment"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}

@@ -1,0 +1,128 @@
+//! What is intercepted, and how it is told apart: a value.
+
+use std::net::Ipv4Addr;
+
+use crate::Error;
+
+/// What to intercept and where to send it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// The address NMI's listener is bound to. Unspecified (`0.0.0.0`) works as well.
+    pub listen_address: Ipv4Addr,
+    /// The TCP port NMI's listener is bound to.
+    pub listen_port: u16,
+    /// The metadata address; nothing of a pod's traffic to it gets past the node.
+    pub metadata: Ipv4Addr,
+    /// The TCP port of the metadata address that is handed to NMI; the others are refused.
+    pub metadata_port: u16,
+    /// The bit that NMI sets on its own sockets (`SO_MARK`) so that they pass. Checked as a mask.
+    pub mark_own: u32,
+    /// The bit that the rules set on intercepted packets. Checked as a mask.
+    pub mark_tproxy: u32,
+    /// The routing table (and its rule's) that delivers intercepted packets to the node itself. Must belong to podid alone.
+    pub table: u32,
+    /// Whether traffic of the node itself is intercepted too: pods on the host network, but also kubelet and every other host
+    /// process. NMI sees the node's address as the caller.
+    pub host_network: bool,
+    /// Whether other machines and pods may connect to NMI's own port directly. Loopback always may.
+    pub direct: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            listen_address: Ipv4Addr::LOCALHOST,
+            listen_port: 2579,
+            metadata: Ipv4Addr::new(169, 254, 169, 254),
+            metadata_port: 80,
+            mark_own: 0x20,
+            mark_tproxy: 0x10,
+            table: 2579,
+            host_network: false,
+            direct: false,
+        }
+    }
+}
+
+impl Rules {
+    /// Refuses settings under which the rules would not do what they promise.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        if self.listen_port == 0 || self.metadata_port == 0 {
+            return Err(Error::Rules(
+                "a port is 0; give the port that the listener is bound to",
+            ));
+        }
+        if self.mark_own == 0 || self.mark_tproxy == 0 || self.mark_own & self.mark_tproxy != 0 {
+            return Err(Error::Rules(
+                "the two packet marks must be different bits, and not 0",
+            ));
+        }
+        if self.table == 0 || (253..=255).contains(&self.table) {
+            return Err(Error::Rules(
+                "the routing table must not be one of the system's own (0, 253 to 255)",
+            ));
+        }
+        if self.metadata.is_unspecified()
+            || self.metadata.is_loopback()
+            || self.metadata.is_multicast()
+        {
+            return Err(Error::Rules(
+                "the metadata address cannot be unspecified, loopback or multicast",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Where intercepted packets are delivered: the transparent-proxy rules need a specific address.
+    pub(crate) fn target(&self) -> Ipv4Addr {
+        if self.listen_address.is_unspecified() {
+            Ipv4Addr::LOCALHOST
+        } else {
+            self.listen_address
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_contradictions_are_refused() {
+        assert!(Rules::default().validate().is_ok());
+        let wrong = [
+            Rules {
+                listen_port: 0,
+                ..Rules::default()
+            },
+            Rules {
+                mark_own: 0,
+                ..Rules::default()
+            },
+            Rules {
+                mark_own: 0x30,
+                ..Rules::default()
+            },
+            Rules {
+                table: 254,
+                ..Rules::default()
+            },
+            Rules {
+                metadata: Ipv4Addr::LOCALHOST,
+                ..Rules::default()
+            },
+        ];
+        for rules in wrong {
+            assert!(rules.validate().is_err(), "{rules:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn an_unspecified_listener_is_reached_by_loopback() {
+        let rules = Rules {
+            listen_address: Ipv4Addr::UNSPECIFIED,
+            ..Rules::default()
+        };
+        assert_eq!(rules.target(), Ipv4Addr::LOCALHOST);
+    }
+}

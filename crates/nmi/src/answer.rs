@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use podid_azure::ErrorKind;
@@ -61,6 +61,14 @@ pub enum Refusal {
         "the address {0} belongs to more than one live pod at the moment; ask again when the old one is gone"
     )]
     AmbiguousCaller(std::net::IpAddr),
+    /// The caller's address passed to another pod while its connection was open.
+    #[error(
+        "the address {0} belongs to another pod than when this connection was opened; connect again"
+    )]
+    ChangedHands(std::net::IpAddr),
+    /// The grant changed while the token was fetched.
+    #[error("what pod {0} is granted changed while its token was fetched; ask again")]
+    GrantChanged(podid_policy::facts::ObjectKey),
     /// The rules grant nothing.
     #[error("Identity not found: {0}")]
     Denied(Reason),
@@ -99,9 +107,11 @@ impl Refusal {
             }
             Self::Category(_) => (S::FORBIDDEN, "access_denied", None),
             Self::UnknownCaller(_) | Self::Denied(_) => (S::BAD_REQUEST, "invalid_request", None),
-            Self::Starting | Self::UnknownYet(_) | Self::AmbiguousCaller(_) => {
-                (S::SERVICE_UNAVAILABLE, "temporarily_unavailable", soon)
-            }
+            Self::Starting
+            | Self::UnknownYet(_)
+            | Self::AmbiguousCaller(_)
+            | Self::ChangedHands(_)
+            | Self::GrantChanged(_) => (S::SERVICE_UNAVAILABLE, "temporarily_unavailable", soon),
             Self::NotAssigned { .. } => (
                 S::SERVICE_UNAVAILABLE,
                 "temporarily_unavailable",
@@ -132,6 +142,8 @@ impl Refusal {
             Self::UnknownCaller(_) => "UnknownCaller",
             Self::UnknownYet(_) => "UnknownYet",
             Self::AmbiguousCaller(_) => "AmbiguousCaller",
+            Self::ChangedHands(_) => "ChangedHands",
+            Self::GrantChanged(_) => "GrantChanged",
             Self::Denied(reason) => reason.name(),
             Self::NotAssigned { .. } => "NotAssigned",
             Self::Busy => "Busy",
@@ -158,6 +170,9 @@ impl Refusal {
         if let Some(wait) = wait {
             let seconds = wait.as_secs().clamp(1, MAX_RETRY_AFTER);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if matches!(self, Self::ChangedHands(_)) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET"));

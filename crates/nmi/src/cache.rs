@@ -21,6 +21,11 @@ use crate::source::{SourceError, TokenSource};
 const MAX_RESOURCES: usize = 64;
 /// A token that is renewed half-way has at least this life.
 const LONG: Duration = Duration::from_secs(2 * 3600);
+/// After a fetch its failure, or for those who bypass the cache its success, holds this long, so that asking again and again
+/// does not reach the issuer.
+const HOLD: Duration = Duration::from_secs(1);
+/// A failure is held no longer than this, whatever the issuer asks for.
+const MAX_HOLD: Duration = Duration::from_secs(30);
 /// Renewals of one token are at least this far apart.
 const BREATH: Duration = Duration::from_secs(30);
 
@@ -105,6 +110,9 @@ pub enum Served {
     Fetched,
 }
 
+/// Tells the time; tests tell another.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
 type Outcome = Result<Arc<CachedToken>, Arc<SourceError>>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;
 
@@ -115,6 +123,42 @@ struct Slot {
     flight: Mutex<Option<Flight>>,
     renewing: AtomicBool,
     renewed: Mutex<Option<tokio::time::Instant>>,
+    landed: Mutex<Option<Landed>>,
+}
+
+/// The last fetch: how it ended, and until when that is the answer to those who would fetch again.
+struct Landed {
+    error: Option<Arc<SourceError>>,
+    holds: tokio::time::Instant,
+}
+
+impl Slot {
+    fn held<T>(&self, read: impl FnOnce(&Landed) -> Option<T>) -> Option<T> {
+        let landed = self.landed.lock();
+        let landed = landed.as_ref()?;
+        (tokio::time::Instant::now() < landed.holds)
+            .then(|| read(landed))
+            .flatten()
+    }
+
+    fn note(&self, outcome: &Outcome) {
+        let error = outcome.as_ref().err().cloned();
+        let asked = error.as_ref().and_then(|error| error.retry_after());
+        let hold = asked.unwrap_or(HOLD).clamp(HOLD, MAX_HOLD);
+        *self.landed.lock() = Some(Landed {
+            error,
+            holds: tokio::time::Instant::now() + hold,
+        });
+    }
+}
+
+/// Makes way for the next fetch however this one ends, a panic included.
+struct UnderWay(Arc<Slot>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        *self.0.flight.lock() = None;
+    }
 }
 
 /// One identity's tokens, while the identity stays as it is.
@@ -130,18 +174,20 @@ pub struct Cache<S> {
     slots: ArcSwap<HashMap<ObjectKey, Arc<Tokens>>>,
     change: Mutex<()>,
     floor: Duration,
+    clock: Clock,
     /// Fetches outlive the client that caused them: others may wait for the same.
     fetches: TaskTracker,
 }
 
 impl<S: TokenSource> Cache<S> {
     /// Tokens with less life than `floor` are not served.
-    pub fn new(source: Arc<S>, floor: Duration) -> Self {
+    pub fn new(source: Arc<S>, floor: Duration, clock: Clock) -> Self {
         Self {
             source,
             slots: ArcSwap::default(),
             change: Mutex::new(()),
             floor,
+            clock,
             fetches: TaskTracker::new(),
         }
     }
@@ -157,7 +203,11 @@ impl<S: TokenSource> Cache<S> {
         fresh: bool,
     ) -> Result<(Arc<CachedToken>, Served), Arc<SourceError>> {
         let slot = self.slot(identity, resource);
-        let now = Timestamp::now();
+        let now = (self.clock)();
+        let fresh = fresh
+            && slot
+                .held(|last| last.error.is_none().then_some(()))
+                .is_none();
         if !fresh
             && let Some(token) = slot.current.load_full()
             && token.token.life(now) >= self.floor
@@ -166,6 +216,9 @@ impl<S: TokenSource> Cache<S> {
                 self.renew(&slot, identity, resource);
             }
             return Ok((token, Served::Hit));
+        }
+        if let Some(error) = slot.held(|last| last.error.clone()) {
+            return Err(error);
         }
         let token = self.flight(&slot, identity, resource).await?;
         Ok((token, Served::Fetched))
@@ -246,6 +299,7 @@ impl<S: TokenSource> Cache<S> {
             Arc::clone(identity),
             resource.to_owned(),
             self.floor,
+            Arc::clone(&self.clock),
         );
         let task = self.fetches.spawn(fetch);
         let outcome = async move {
@@ -294,9 +348,12 @@ async fn fetch<S: TokenSource>(
     identity: Arc<IdentityFacts>,
     resource: String,
     floor: Duration,
+    clock: Clock,
 ) -> Outcome {
+    // Whoever comes after this starts anew; whoever waits has the outcome.
+    let _under_way = UnderWay(Arc::clone(&slot));
     let fetched = source.token(&identity, &resource).await;
-    let now = Timestamp::now();
+    let now = clock();
     let outcome = match fetched {
         Ok(token) if token.life(now) < floor => Err(Arc::new(SourceError::ShortLived)),
         Ok(token) => {
@@ -307,8 +364,7 @@ async fn fetch<S: TokenSource>(
         }
         Err(error) => Err(Arc::new(error)),
     };
-    // Whoever comes now starts anew; whoever waits has the outcome.
-    *slot.flight.lock() = None;
+    slot.note(&outcome);
     outcome
 }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -93,8 +93,13 @@ async fn converse(
     // Answers are small and whole; waiting for more only delays them.
     let _ = stream.set_nodelay(true);
     shared.metrics.connections().inc();
+    let visit = Visit {
+        peer,
+        place,
+        uid: OnceLock::new(),
+    };
     let service = service_fn(|request| {
-        let answer = respond(&shared, request, peer, &place);
+        let answer = respond(&shared, request, &visit);
         async { Ok::<_, Infallible>(answer.await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -116,6 +121,19 @@ async fn converse(
     shared.metrics.connections().dec();
 }
 
+/// One connection: whoever opened it is the only one it serves, though its address pass to another pod.
+struct Visit {
+    peer: IpAddr,
+    place: Connection,
+    uid: OnceLock<Arc<str>>,
+}
+
+impl Visit {
+    fn is_of(&self, pod: &PodFacts) -> bool {
+        *self.uid.get_or_init(|| Arc::clone(&pod.uid)) == pod.uid
+    }
+}
+
 /// What the log and the metrics are told about a request.
 #[derive(Default)]
 struct Told {
@@ -124,22 +142,17 @@ struct Told {
     resource: String,
 }
 
-async fn respond(
-    shared: &Shared,
-    request: Request<Incoming>,
-    peer: IpAddr,
-    place: &Connection,
-) -> Answer {
+async fn respond(shared: &Shared, request: Request<Incoming>, visit: &Visit) -> Answer {
     let started = Instant::now();
     let mut told = Told::default();
-    let outcome = route(shared, request, peer, place, &mut told).await;
+    let outcome = route(shared, request, visit, &mut told).await;
     let answer = match outcome {
         Ok(answer) => answer,
         Err(refusal) => {
             shared.metrics.refused(refusal.name());
             let pod = told.pod.as_ref().map(|pod| pod.key.to_string());
             tracing::info!(
-                pod = pod.as_deref().unwrap_or_default(), %peer, status = refusal.status().as_u16(),
+                pod = pod.as_deref().unwrap_or_default(), peer = %visit.peer, status = refusal.status().as_u16(),
                 reason = refusal.name(), detail = %refusal, "refused"
             );
             refusal.answer()
@@ -157,13 +170,15 @@ async fn respond(
 async fn route(
     shared: &Shared,
     request: Request<Incoming>,
-    peer: IpAddr,
-    place: &Connection,
+    visit: &Visit,
     told: &mut Told,
 ) -> Result<Answer, Refusal> {
     told.endpoint = "other";
-    let caller = shared.caller(peer);
+    let caller = shared.caller(visit.peer);
     if let Some(Caller::Pod(pod)) = &caller {
+        if !visit.is_of(pod) {
+            return Err(Refusal::ChangedHands(visit.peer));
+        }
         told.pod = Some(Arc::clone(pod));
         let exemption = shared.index.read().exemption(pod);
         if let Some(exception) = exemption {
@@ -196,10 +211,10 @@ async fn route(
         Endpoint::Token => {
             told.endpoint = "token";
             admissible(shared, &request)?;
-            if place.is_beyond_share() {
+            if visit.place.is_beyond_share() {
                 return Err(Refusal::Busy);
             }
-            token(shared, &request, peer, caller, told).await
+            token(shared, &request, visit, told).await
         }
     }
 }
@@ -226,27 +241,22 @@ fn admissible(shared: &Shared, request: &Request<Incoming>) -> Result<(), Refusa
 async fn token(
     shared: &Shared,
     request: &Request<Incoming>,
-    peer: IpAddr,
-    caller: Option<Caller>,
+    visit: &Visit,
     told: &mut Told,
 ) -> Result<Answer, Refusal> {
     let query = token_request(request.uri().query().unwrap_or_default())?;
     told.resource.push_str(&query.resource);
-    let pod = match caller {
-        None => return Err(Refusal::Starting),
-        Some(Caller::Pod(pod)) => pod,
-        Some(Caller::Ambiguous) => return Err(Refusal::AmbiguousCaller(peer)),
-        Some(Caller::NotYet) => return Err(Refusal::UnknownYet(peer)),
-        Some(Caller::Unknown) => return Err(Refusal::UnknownCaller(peer)),
-    };
-    let identity = granted(shared, &pod, peer, &query.wanted).await?;
+    let (pod, identity) = granted(shared, visit, &query.wanted).await?;
     let (token, served) = shared
         .cache
         .get(&identity, &query.resource, query.bypass_cache)
         .await?;
-    // What was granted before the token was fetched may have been revoked meanwhile.
+    // While the token was fetched the grant may have gone, or gone to another identity.
     if served == Served::Fetched {
-        granted(shared, &pod, peer, &query.wanted).await?;
+        match look(shared, visit, &query.wanted)? {
+            Grant::Now(_, now) if now == identity => {}
+            _ => return Err(Refusal::GrantChanged(pod.key.clone())),
+        }
     }
     let how = match served {
         Served::Hit => "hit",
@@ -261,23 +271,22 @@ async fn token(
     Ok(answer::token(&token, Timestamp::now()))
 }
 
-/// The identity that the pod is granted; waits a little for one that is on its way to the pod's host.
+/// The caller and the identity it is granted; waits a little for one that is on its way to the pod's host.
 async fn granted(
     shared: &Shared,
-    pod: &PodFacts,
-    peer: IpAddr,
+    visit: &Visit,
     wanted: &Wanted,
-) -> Result<Arc<IdentityFacts>, Refusal> {
-    if let Grant::Now(identity) = look(shared, pod, peer, wanted)? {
-        return Ok(identity);
+) -> Result<(Arc<PodFacts>, Arc<IdentityFacts>), Refusal> {
+    if let Grant::Now(pod, identity) = look(shared, visit, wanted)? {
+        return Ok((pod, identity));
     }
     // Subscribed before looking again, so that no change between the two is missed.
     let mut changes = shared.changes.subscribe();
     let until = tokio::time::Instant::now() + shared.config.assignment_wait;
     loop {
-        let identity = match look(shared, pod, peer, wanted)? {
-            Grant::Now(identity) => return Ok(identity),
-            Grant::Soon(identity) => identity,
+        let (pod, identity) = match look(shared, visit, wanted)? {
+            Grant::Now(pod, identity) => return Ok((pod, identity)),
+            Grant::Soon(pod, identity) => (pod, identity),
         };
         let changed = tokio::time::timeout_at(until, changes.changed()).await;
         if !matches!(changed, Ok(Ok(()))) {
@@ -290,23 +299,29 @@ async fn granted(
 }
 
 enum Grant {
-    Now(Arc<IdentityFacts>),
-    Soon(Arc<IdentityFacts>),
+    Now(Arc<PodFacts>, Arc<IdentityFacts>),
+    Soon(Arc<PodFacts>, Arc<IdentityFacts>),
 }
 
-/// Decides by the pod as it is now, provided that it still is the one with the caller's address.
-fn look(shared: &Shared, pod: &PodFacts, peer: IpAddr, wanted: &Wanted) -> Result<Grant, Refusal> {
+/// What the caller is granted as things are now: neither the pod nor the grant is remembered from before a wait.
+fn look(shared: &Shared, visit: &Visit, wanted: &Wanted) -> Result<Grant, Refusal> {
+    if !shared.is_synced() {
+        return Err(Refusal::Starting);
+    }
     let index = shared.index.read();
-    let now = match index.caller(peer) {
-        Caller::Pod(now) if now.key == pod.key && now.uid == pod.uid => now,
-        _ => return Err(Refusal::UnknownYet(peer)),
+    let pod = match index.caller(visit.peer) {
+        Caller::Pod(pod) if visit.is_of(&pod) => pod,
+        Caller::Pod(_) => return Err(Refusal::ChangedHands(visit.peer)),
+        Caller::Ambiguous => return Err(Refusal::AmbiguousCaller(visit.peer)),
+        Caller::NotYet => return Err(Refusal::UnknownYet(visit.peer)),
+        Caller::Unknown => return Err(Refusal::UnknownCaller(visit.peer)),
     };
-    match index.decide(&now, wanted) {
-        Decision::Grant(identity) => Ok(Grant::Now(identity)),
-        Decision::NotYet(identity) => Ok(Grant::Soon(identity)),
+    match index.decide(&pod, wanted) {
+        Decision::Grant(identity) => Ok(Grant::Now(pod, identity)),
+        Decision::NotYet(identity) => Ok(Grant::Soon(pod, identity)),
         Decision::Refused(reason) => Err(Refusal::Denied(reason)),
         // It was not exempted a moment ago; the client asks again.
-        Decision::Exempt(_) => Err(Refusal::Starting),
+        Decision::Exempt(_) => Err(Refusal::GrantChanged(pod.key.clone())),
     }
 }
 

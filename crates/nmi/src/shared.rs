@@ -31,7 +31,11 @@ impl Shared {
         Self {
             index: RwLock::new(Index::new(config.scope, config.assigned_first)),
             changes: watch::Sender::new(0),
-            cache: Cache::new(Arc::clone(&upstream), config.token_floor),
+            cache: Cache::new(
+                Arc::clone(&upstream),
+                config.token_floor,
+                Arc::new(jiff::Timestamp::now),
+            ),
             upstream,
             metrics,
             synced: AtomicBool::new(false),

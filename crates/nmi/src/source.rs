@@ -43,6 +43,14 @@ impl SourceError {
         }
     }
 
+    /// How long the issuer asks to wait.
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        match self {
+            Self::Azure(error) => error.retry_after(),
+            Self::Secret(_) | Self::Unusable(_) | Self::ShortLived => None,
+        }
+    }
+
     /// Whether a token that is still valid should be kept in spite of this.
     pub fn is_transient(&self) -> bool {
         match self {

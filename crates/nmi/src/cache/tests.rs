@@ -1,5 +1,5 @@
 use super::*;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool as Flag, AtomicUsize};
 
 use podid_azure::error::Service;
 use podid_azure::{Error, ErrorKind};
@@ -14,6 +14,7 @@ struct Fake {
     asked: AtomicUsize,
     life: Mutex<Duration>,
     fails: Mutex<Option<ErrorKind>>,
+    panics: Flag,
     gate: Semaphore,
 }
 
@@ -21,6 +22,7 @@ impl TokenSource for Fake {
     async fn token(&self, _: &IdentityFacts, resource: &str) -> Result<Token, SourceError> {
         let n = self.asked.fetch_add(1, Ordering::SeqCst);
         self.gate.acquire().await.unwrap().forget();
+        assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
         if let Some(kind) = *self.fails.lock() {
             return Err(Error::new(Service::Imds, kind, "told to fail").into());
         }
@@ -40,9 +42,14 @@ fn rig(permits: usize, life: u64) -> Rig {
         asked: AtomicUsize::new(0),
         life: Mutex::new(Duration::from_secs(life)),
         fails: Mutex::new(None),
+        panics: Flag::new(false),
         gate: Semaphore::new(permits),
     });
-    let cache = Arc::new(Cache::new(Arc::clone(&fake), FLOOR));
+    let cache = Arc::new(Cache::new(
+        Arc::clone(&fake),
+        FLOOR,
+        Arc::new(Timestamp::now),
+    ));
     Rig { fake, cache }
 }
 
@@ -81,16 +88,45 @@ fn fetched(name: &str) -> Result<(String, Served), String> {
     Ok((name.to_owned(), Served::Fetched))
 }
 
-#[tokio::test]
+/// Lets what holds after a fetch pass.
+async fn later() {
+    tokio::time::advance(MAX_HOLD + HOLD).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_is_fetched_once() {
     let rig = rig(10, 3600);
     assert_eq!(rig.get().await, fetched("t0"));
     assert_eq!(rig.get().await, hit("t0"));
-    let (fresh, _) = rig.cache.get(&reader(), "r", true).await.unwrap();
-    assert_eq!(fresh.token.secret(), "t1");
-    assert_eq!(rig.get().await, hit("t1"));
     rig.cache.get(&reader(), "other", false).await.unwrap();
-    assert_eq!((rig.asked(), rig.cache.len()), (3, 2));
+    assert_eq!((rig.asked(), rig.cache.len()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bypassing_the_cache_gives_a_new_token_at_most_once_a_second() {
+    let rig = rig(10, 3600);
+    assert_eq!(rig.get().await, fetched("t0"));
+    let bypass = async || {
+        let (token, _) = rig.cache.get(&reader(), "r", true).await.unwrap();
+        token.token.secret().to_owned()
+    };
+    assert_eq!(bypass().await, "t0");
+    later().await;
+    assert_eq!(bypass().await, "t1");
+    for _ in 0..100 {
+        assert_eq!(bypass().await, "t1");
+    }
+    assert_eq!(rig.get().await, hit("t1"));
+    assert_eq!(rig.asked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_panics_does_not_stand_in_the_way_of_the_next() {
+    let rig = rig(10, 3600);
+    rig.fake.panics.store(true, Ordering::SeqCst);
+    assert_eq!(rig.get().await, Err("identity_unusable".to_owned()));
+    rig.fake.panics.store(false, Ordering::SeqCst);
+    assert_eq!(rig.get().await, fetched("t1"));
 }
 
 #[tokio::test]
@@ -108,20 +144,25 @@ async fn all_who_wait_get_one_token_even_when_the_first_leaves() {
     assert_eq!(rig.asked(), 1);
 }
 
-#[tokio::test]
-async fn a_failure_is_told_to_all_and_not_kept() {
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_told_to_all_and_kept_for_a_moment_only() {
     let rig = rig(10, 3600);
     *rig.fake.fails.lock() = Some(ErrorKind::Unavailable);
-    assert_eq!(rig.get().await, Err("unavailable".to_owned()));
+    for _ in 0..100 {
+        assert_eq!(rig.get().await, Err("unavailable".to_owned()));
+    }
+    assert_eq!(rig.asked(), 1, "asking again does not reach the issuer");
     *rig.fake.fails.lock() = None;
+    later().await;
     assert_eq!(rig.get().await, fetched("t1"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_token_about_to_expire_is_not_served() {
     let rig = rig(10, 200);
     assert_eq!(rig.get().await, Err("short_lived".to_owned()));
     *rig.fake.life.lock() = Duration::from_secs(310);
+    later().await;
     assert_eq!(rig.get().await, fetched("t1"));
 }
 

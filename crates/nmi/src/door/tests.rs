@@ -10,12 +10,14 @@ use podid_policy::matching::Scope;
 use rstest::rstest;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::source::Upstream;
 
 const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
+const OTHER: &str = "6f1c0000-0000-0000-0000-0000000033cd";
 const TOKEN: &str =
     "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
@@ -24,6 +26,8 @@ struct Rig {
     shared: Arc<Shared>,
     address: std::net::SocketAddr,
     upstream_asked: Arc<AtomicUsize>,
+    /// The metadata service answers as often as there are permits.
+    gate: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -36,9 +40,13 @@ impl Drop for Rig {
 async fn rig() -> Rig {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
+    let gate = Arc::new(Semaphore::new(1000));
+    let pass = Arc::clone(&gate);
     let upstream = axum::Router::new().fallback(move |request: axum::extract::Request| {
         count.fetch_add(1, Ordering::SeqCst);
+        let pass = Arc::clone(&pass);
         async move {
+            pass.acquire().await.unwrap().forget();
             let uri = request.uri().to_string();
             serde_json::json!({ "access_token": "upstream", "expires_in": "3600", "method": request.method().as_str(), "uri": uri })
                 .to_string()
@@ -84,6 +92,7 @@ async fn rig() -> Rig {
         shared,
         address,
         upstream_asked: asked,
+        gate,
         stop,
     }
 }
@@ -93,24 +102,35 @@ async fn served() -> Rig {
     let rig = rig().await;
     rig.shared.change(|index| {
         index.apply_pod(pod());
-        index.apply_identity(IdentityFacts {
-            key: ObjectKey::new("shop", "reader"),
-            client_id: ClientId::parse(CLIENT).unwrap(),
-            source: IdentitySource::UserAssigned {
-                resource_id: ResourceId::parse("/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/reader").unwrap(),
-            },
-            namespaced: false,
-        });
-        index.apply_binding(BindingFacts {
-            key: ObjectKey::new("shop", "binding"),
-            identity: "reader".into(),
-            selector: "app".into(),
-            weight: 0,
-            service_accounts: Vec::new(),
-        });
+        index.apply_identity(identity("reader", CLIENT));
+        index.apply_binding(binding("reader"));
     });
     rig.assign(State::Assigned);
     rig
+}
+
+fn identity(name: &str, client: &str) -> IdentityFacts {
+    let resource_id = format!(
+        "/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/{name}"
+    );
+    IdentityFacts {
+        key: ObjectKey::new("shop", name),
+        client_id: ClientId::parse(client).unwrap(),
+        source: IdentitySource::UserAssigned {
+            resource_id: ResourceId::parse(&resource_id).unwrap(),
+        },
+        namespaced: false,
+    }
+}
+
+fn binding(identity: &str) -> BindingFacts {
+    BindingFacts {
+        key: ObjectKey::new("shop", "binding"),
+        identity: identity.into(),
+        selector: "app".into(),
+        weight: 0,
+        service_accounts: Vec::new(),
+    }
 }
 
 fn pod() -> PodFacts {
@@ -134,17 +154,35 @@ struct Got {
 
 impl Rig {
     fn assign(&self, state: State) {
+        self.assign_identity("reader", state);
+    }
+
+    fn assign_identity(&self, identity: &str, state: State) {
         self.shared.change(|index| {
             index.apply_assigned(AssignedFacts {
-                key: ObjectKey::new("default", "web-shop-reader"),
+                key: ObjectKey::new("default", &format!("web-shop-{identity}")),
                 pod: ObjectKey::new("shop", "web"),
-                identity: ObjectKey::new("shop", "reader"),
+                identity: ObjectKey::new("shop", identity),
                 binding: None,
                 node: "node".into(),
                 state,
                 deleting: false,
             });
         });
+    }
+
+    /// A request that the metadata service has been asked for, during which `change` happens.
+    async fn get_while(&self, change: impl FnOnce()) -> Got {
+        self.gate.forget_permits(1000);
+        let before = self.asked();
+        let (got, ()) = tokio::join!(self.get(TOKEN), async {
+            while self.asked() == before {
+                tokio::task::yield_now().await;
+            }
+            change();
+            self.gate.add_permits(1000);
+        });
+        got
     }
 
     /// Sends exactly these bytes (lines end as HTTP's do) and reads the answer to its end.
@@ -393,4 +431,61 @@ async fn a_connection_serves_many_requests_and_ends_at_shutdown() {
     }
     rig.stop.cancel();
     assert_eq!(stream.read(&mut buffer).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_token_is_not_given_when_its_grant_passed_to_another_identity() {
+    let rig = served().await;
+    rig.shared
+        .change(|index| index.apply_identity(identity("other", OTHER)));
+    rig.assign_identity("other", State::Assigned);
+    let got = rig
+        .get_while(|| {
+            rig.shared
+                .change(|index| index.apply_binding(binding("other")));
+        })
+        .await;
+    assert_eq!(got.status, 503, "{}", got.body);
+    assert!(got.head.contains("retry-after: 1"));
+    let got = rig.get(TOKEN).await;
+    assert_eq!((got.status, &got.body["client_id"]), (200, &OTHER.into()));
+}
+
+#[tokio::test]
+async fn a_token_is_not_given_when_the_pod_lost_its_label_meanwhile() {
+    let rig = served().await;
+    let bare = PodFacts {
+        labels: std::collections::BTreeMap::new(),
+        ..pod()
+    };
+    let got = rig
+        .get_while(|| rig.shared.change(|index| index.apply_pod(bare)))
+        .await;
+    assert_eq!(got.status, 400, "{}", got.body);
+}
+
+#[tokio::test]
+async fn an_open_connection_does_not_pass_to_the_next_pod_with_the_address() {
+    let rig = served().await;
+    let request = format!("GET {TOKEN} HTTP/1.1\r\nHost: x\r\nMetadata: true\r\n\r\n");
+    let mut stream = TcpStream::connect(rig.address).await.unwrap();
+    let mut buffer = vec![0; 4096];
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let read = stream.read(&mut buffer).await.unwrap();
+    assert!(buffer[..read].starts_with(b"HTTP/1.1 200"));
+    let successor = PodFacts {
+        uid: "v".into(),
+        ..pod()
+    };
+    rig.shared.change(|index| index.apply_pod(successor));
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut rest = String::new();
+    // The connection ends with this answer.
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.starts_with("HTTP/1.1 503"), "{rest}");
+    assert_eq!(
+        rig.get(TOKEN).await.status,
+        200,
+        "on a connection of its own"
+    );
 }

@@ -1,0 +1,248 @@
+//! Who exists, who may, and which identities are on which host.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// A user-assigned managed identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// Its ARM id, as Azure spells it (`resourcegroups`).
+    pub id: String,
+    /// The application (client) id.
+    pub client_id: String,
+    /// The object id of its service principal.
+    pub principal_id: String,
+    /// Where it is.
+    pub location: String,
+}
+
+/// Whether a host is one machine or a scale set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum HostKind {
+    /// `Microsoft.Compute/virtualMachines`.
+    VirtualMachine,
+    /// `Microsoft.Compute/virtualMachineScaleSets`, uniform.
+    ScaleSet,
+}
+
+/// A role, by its name in Azure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Role {
+    /// Everything.
+    Owner,
+    /// Everything but grants.
+    Contributor,
+    /// To read.
+    Reader,
+    /// To change virtual machines and scale sets.
+    VirtualMachineContributor,
+    /// To put identities on hosts.
+    ManagedIdentityOperator,
+    /// To read blobs. Nothing here checks it; storage would.
+    StorageBlobDataReader,
+}
+
+impl Role {
+    const ALL: [Self; 6] = [
+        Self::Owner,
+        Self::Contributor,
+        Self::Reader,
+        Self::VirtualMachineContributor,
+        Self::ManagedIdentityOperator,
+        Self::StorageBlobDataReader,
+    ];
+
+    /// Its name and the GUID of its definition, the same in every Azure.
+    pub fn definition(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Owner => ("Owner", "8e3af657-a8ff-443c-a75c-2fe8c4bcb635"),
+            Self::Contributor => ("Contributor", "b24988ac-6180-42a0-ab88-20f7382dd24c"),
+            Self::Reader => ("Reader", "acdd72a7-3385-48ef-bd42-f606fba81ae7"),
+            Self::VirtualMachineContributor => (
+                "Virtual Machine Contributor",
+                "9980e02c-c2be-4d73-94e8-173b1dc7cf3c",
+            ),
+            Self::ManagedIdentityOperator => (
+                "Managed Identity Operator",
+                "f1a07417-d97a-45cb-824c-7a7467783830",
+            ),
+            Self::StorageBlobDataReader => (
+                "Storage Blob Data Reader",
+                "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1",
+            ),
+        }
+    }
+
+    /// The role with this name, or whose definition's id ends so.
+    pub fn find(text: &str) -> Option<Self> {
+        let guid = text.rsplit('/').next().unwrap_or_default();
+        Self::ALL.into_iter().find(|role| {
+            let (name, id) = role.definition();
+            name.eq_ignore_ascii_case(text) || id.eq_ignore_ascii_case(guid)
+        })
+    }
+
+    fn allows(self, action: Action) -> bool {
+        match action {
+            Action::Read => self != Self::StorageBlobDataReader,
+            Action::WriteHost => matches!(
+                self,
+                Self::Owner | Self::Contributor | Self::VirtualMachineContributor
+            ),
+            Action::Assign => matches!(
+                self,
+                Self::Owner | Self::Contributor | Self::ManagedIdentityOperator
+            ),
+            Action::WriteIdentity => matches!(self, Self::Owner | Self::Contributor),
+            Action::Grant => self == Self::Owner,
+        }
+    }
+}
+
+/// What a caller of Resource Manager wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Read,
+    WriteHost,
+    Assign,
+    WriteIdentity,
+    Grant,
+}
+
+/// An identity on a host.
+#[derive(Debug, Clone)]
+pub(super) struct Attached {
+    /// As its writer spelt it.
+    pub(super) id: String,
+    pub(super) client_id: String,
+    pub(super) principal_id: String,
+    /// When the operation that put it there ends.
+    pub(super) settled: Instant,
+}
+
+/// A virtual machine or scale set.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    pub(super) id: String,
+    pub(super) location: String,
+    /// The principal and client id of its system-assigned identity.
+    pub(super) system: Option<(String, String)>,
+    pub(super) user: BTreeMap<String, Attached>,
+    pub(super) etag: u64,
+    /// Until when a change is under way.
+    pub(super) busy: Option<Instant>,
+    /// Writes left, and when that was counted.
+    pub(super) tokens: (f64, Instant),
+}
+
+/// A long-running operation.
+#[derive(Debug, Clone)]
+pub(super) struct Operation {
+    pub(super) query: String,
+    pub(super) started: jiff::Timestamp,
+    pub(super) ends: Instant,
+    pub(super) error: Option<serde_json::Value>,
+}
+
+#[derive(Debug)]
+struct Grant {
+    principal: String,
+    role: Role,
+    scope: String,
+}
+
+/// An application with a secret.
+#[derive(Debug, Clone)]
+pub(super) struct Application {
+    pub(super) principal_id: String,
+    pub(super) secret: String,
+}
+
+/// Everything and everyone. Keys are ARM ids in lower case.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    pub(super) identities: BTreeMap<String, Identity>,
+    pub(super) hosts: BTreeMap<String, Host>,
+    pub(super) operations: HashMap<String, Operation>,
+    pub(super) applications: HashMap<String, Application>,
+    grants: Vec<Grant>,
+}
+
+pub(super) fn key(id: &str) -> String {
+    id.to_ascii_lowercase()
+}
+
+pub(super) fn guid() -> String {
+    Uuid::new_v4().to_string()
+}
+
+impl Directory {
+    /// Creates an identity, or finds it. Says whether it is new.
+    pub(super) fn create_identity(
+        &mut self,
+        subscription: &str,
+        group: &str,
+        name: &str,
+        location: &str,
+    ) -> (Identity, bool) {
+        let id = format!(
+            "/subscriptions/{subscription}/resourcegroups/{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/{name}"
+        );
+        let new = !self.identities.contains_key(&key(&id));
+        let identity = self.identities.entry(key(&id)).or_insert_with(|| Identity {
+            id,
+            client_id: guid(),
+            principal_id: guid(),
+            location: location.to_owned(),
+        });
+        (identity.clone(), new)
+    }
+
+    pub(super) fn create_host(&mut self, id: &str, location: &str) {
+        let host = Host {
+            id: id.to_owned(),
+            location: location.to_owned(),
+            system: None,
+            user: BTreeMap::new(),
+            etag: 1,
+            busy: None,
+            tokens: (12.0, Instant::now()),
+        };
+        self.hosts.insert(key(id), host);
+    }
+
+    pub(super) fn grant(&mut self, principal: &str, role: Role, scope: &str) {
+        self.grants.push(Grant {
+            principal: key(principal),
+            role,
+            scope: key(scope.trim_end_matches('/')),
+        });
+    }
+
+    pub(super) fn may(&self, principal: &str, action: Action, on: &str) -> bool {
+        let (principal, on) = (key(principal), key(on));
+        self.grants.iter().any(|grant| {
+            let within = on
+                .strip_prefix(grant.scope.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            grant.principal == principal && within && grant.role.allows(action)
+        })
+    }
+
+    /// The identities of a host that its metadata service knows, `delay` after they settled.
+    pub(super) fn usable(&self, host: &str, delay: Duration) -> Vec<Attached> {
+        let now = Instant::now();
+        self.hosts
+            .get(&key(host))
+            .into_iter()
+            .flat_map(|host| host.user.values())
+            .filter(|attached| attached.settled + delay <= now)
+            .cloned()
+            .collect()
+    }
+}

@@ -1,0 +1,232 @@
+//! Entra: the token endpoints, discovery and keys.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::World;
+use super::directory::{guid, key};
+use super::faults::layer;
+use super::imds::form;
+use super::journal::Service;
+use super::tokens::Subject;
+
+/// The life of an application's token, in seconds; as Azure's most common.
+const LIFE: i64 = 3599;
+
+pub(super) fn router(world: &Arc<World>) -> Router {
+    let seen = (Arc::clone(world), Service::Entra);
+    Router::new()
+        .route("/{tenant}/oauth2/token", post(v1))
+        .route("/{tenant}/oauth2/v2.0/token", post(v2))
+        .route(
+            "/{tenant}/.well-known/openid-configuration",
+            get(discovery_v1),
+        )
+        .route(
+            "/{tenant}/v2.0/.well-known/openid-configuration",
+            get(discovery_v2),
+        )
+        .route("/{tenant}/discovery/keys", get(keys))
+        .route("/{tenant}/discovery/v2.0/keys", get(keys))
+        .layer(middleware::from_fn_with_state(seen, layer))
+        .with_state(Arc::clone(world))
+}
+
+/// An error as Entra words it.
+struct Refused {
+    status: StatusCode,
+    error: &'static str,
+    number: u32,
+    text: String,
+}
+
+fn refuse(error: &'static str, number: u32, text: impl Into<String>) -> Refused {
+    let status = match error {
+        "invalid_client" => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    Refused {
+        status,
+        error,
+        number,
+        text: text.into(),
+    }
+}
+
+impl Refused {
+    fn answer(self) -> Response {
+        let (trace, correlation) = (guid(), guid());
+        let now = Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+        let body = json!({
+            "error": self.error,
+            "error_description": format!(
+                "AADSTS{}: {}\r\nTrace ID: {trace}\r\nCorrelation ID: {correlation}\r\nTimestamp: {now}", self.number, self.text
+            ),
+            "error_codes": [self.number], "timestamp": now, "trace_id": trace, "correlation_id": correlation,
+            "error_uri": format!("https://login.microsoftonline.com/error?code={}", self.number),
+        });
+        (self.status, Json(body)).into_response()
+    }
+}
+
+async fn v1(State(world): State<Arc<World>>, Path(tenant): Path<String>, body: String) -> Response {
+    let fields: HashMap<_, _> = form(&body).collect();
+    let outcome =
+        text(&fields, "resource").and_then(|resource| issue(&world, &tenant, &fields, resource));
+    match outcome {
+        Ok((token, resource, now)) => answer(json!({
+            "token_type": "Bearer", "expires_in": LIFE.to_string(), "ext_expires_in": LIFE.to_string(),
+            "expires_on": (now + LIFE).to_string(), "not_before": (now - 300).to_string(),
+            "resource": resource, "access_token": token,
+        })),
+        Err(refused) => refused.answer(),
+    }
+}
+
+async fn v2(State(world): State<Arc<World>>, Path(tenant): Path<String>, body: String) -> Response {
+    let fields: HashMap<_, _> = form(&body).collect();
+    if fields.contains_key("resource") {
+        let text = "The 'resource' request parameter is not supported.";
+        return refuse("invalid_request", 901_002, text).answer();
+    }
+    let outcome = text(&fields, "scope")
+        .and_then(|scope| {
+            scope.strip_suffix("/.default").ok_or_else(|| {
+                refuse("invalid_scope", 1_002_012, format!("The provided value for scope {scope} is not valid. Client credential flows must have a scope value with /.default suffixed to the resource identifier (application ID URI)."))
+            })
+        })
+        .and_then(|resource| issue(&world, &tenant, &fields, resource));
+    match outcome {
+        Ok((token, ..)) => answer(json!({
+            "token_type": "Bearer", "expires_in": LIFE, "ext_expires_in": LIFE, "access_token": token,
+        })),
+        Err(refused) => refused.answer(),
+    }
+}
+
+fn answer(body: Value) -> Response {
+    ([(header::CACHE_CONTROL, "no-store, no-cache")], Json(body)).into_response()
+}
+
+fn text<'a>(fields: &'a HashMap<String, String>, name: &str) -> Result<&'a str, Refused> {
+    fields
+        .get(name)
+        .map(String::as_str)
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| {
+            let text = format!("The request body must contain the following parameter: '{name}'.");
+            refuse("invalid_request", 900_144, text)
+        })
+}
+
+fn issue(
+    world: &World,
+    tenant: &str,
+    fields: &HashMap<String, String>,
+    resource: &str,
+) -> Result<(String, String, i64), Refused> {
+    if !tenant.eq_ignore_ascii_case(&world.config.tenant) {
+        let text = format!(
+            "Tenant '{tenant}' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud."
+        );
+        return Err(refuse("invalid_request", 90_002, text));
+    }
+    let kind = text(fields, "grant_type")?;
+    if kind != "client_credentials" {
+        let text = format!("The app requested an unsupported grant type '{kind}'.");
+        return Err(refuse("unsupported_grant_type", 70_003, text));
+    }
+    let client_id = text(fields, "client_id")?;
+    if fields.contains_key("client_assertion") {
+        let text =
+            "Client assertion failed signature validation. (This simulator knows secrets only.)";
+        return Err(refuse("invalid_client", 700_027, text));
+    }
+    let secret = text(fields, "client_secret")?;
+    let application = world
+        .directory
+        .lock()
+        .applications
+        .get(&key(client_id))
+        .cloned();
+    let Some(application) = application else {
+        let text = format!(
+            "Application with identifier '{client_id}' was not found in the directory '{tenant}'."
+        );
+        return Err(refuse("unauthorized_client", 700_016, text));
+    };
+    if application.secret != secret {
+        let text = format!(
+            "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app '{client_id}'."
+        );
+        return Err(refuse("invalid_client", 7_000_215, text));
+    }
+    let now = Timestamp::now().as_second();
+    let subject = Subject {
+        tenant: &world.config.tenant,
+        client_id,
+        principal_id: &application.principal_id,
+        identity: None,
+        host: None,
+        proof: "1",
+    };
+    let token = world
+        .signer
+        .token(&subject, resource, now, LIFE)
+        .map_err(|_| {
+            refuse(
+                "temporarily_unavailable",
+                90_033,
+                "A transient error has occurred.",
+            )
+        })?;
+    Ok((token, resource.to_owned(), now))
+}
+
+async fn keys(State(world): State<Arc<World>>) -> Response {
+    let headers = [(header::CACHE_CONTROL, "max-age=86400, private")];
+    (headers, Json(world.signer.jwks())).into_response()
+}
+
+async fn discovery_v1(State(world): State<Arc<World>>, Path(tenant): Path<String>) -> Response {
+    discovery(
+        &world,
+        &tenant,
+        "oauth2/token",
+        "discovery/keys",
+        format!("https://sts.windows.net/{tenant}/"),
+    )
+}
+
+async fn discovery_v2(State(world): State<Arc<World>>, Path(tenant): Path<String>) -> Response {
+    let issuer = format!("https://login.microsoftonline.com/{tenant}/v2.0");
+    discovery(
+        &world,
+        &tenant,
+        "oauth2/v2.0/token",
+        "discovery/v2.0/keys",
+        issuer,
+    )
+}
+
+fn discovery(world: &World, tenant: &str, token: &str, keys: &str, issuer: String) -> Response {
+    let base = format!("http://{}/{tenant}", world.entra);
+    let body = json!({
+        "issuer": issuer,
+        "token_endpoint": format!("{base}/{token}"),
+        "jwks_uri": format!("{base}/{keys}"),
+        "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt", "client_secret_basic"],
+        "id_token_signing_alg_values_supported": ["RS256"],
+        "subject_types_supported": ["pairwise"],
+        "response_types_supported": ["token"],
+    });
+    Json(body).into_response()
+}

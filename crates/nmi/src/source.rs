@@ -1,18 +1,22 @@
 //! From an identity to where its tokens come from.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 
 use kube::Client;
+use parking_lot::Mutex;
 use podid_azure::entra::Entra;
 use podid_azure::imds::{Identity, Imds};
 use podid_azure::{Error, Token, clouds};
 use podid_cluster::secrets::{self, SecretError};
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// The metadata service allows five requests at a time.
 const IMDS_PARALLEL: usize = 5;
+/// Of which one identity's may take so many, so that a slow or poisoned one delays no other.
+const IMDS_SHARE: usize = 2;
 
 /// Why a token cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +81,43 @@ pub struct Upstream {
     imds: Imds,
     entra: Entra,
     client: Client,
-    lane: Arc<Semaphore>,
+    lanes: Lanes,
+}
+
+/// Turns at the metadata service.
+struct Lanes {
+    all: Semaphore,
+    shares: Mutex<HashMap<ObjectKey, Arc<Semaphore>>>,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self {
+            all: Semaphore::new(IMDS_PARALLEL),
+            shares: Mutex::default(),
+        }
+    }
+}
+
+impl Lanes {
+    /// Waits for a turn; it ends when this is dropped. The semaphores are never closed, so both permits are always there.
+    async fn turn(
+        &self,
+        identity: &ObjectKey,
+    ) -> (Option<OwnedSemaphorePermit>, Option<SemaphorePermit<'_>>) {
+        let share = {
+            let mut shares = self.shares.lock();
+            // Shares that nobody holds or waits for.
+            shares.retain(|_, share| Arc::strong_count(share) > 1);
+            let share = shares
+                .entry(identity.clone())
+                .or_insert_with(|| Arc::new(Semaphore::new(IMDS_SHARE)));
+            Arc::clone(share)
+        };
+        // One's own share first: whoever waits for it must not hold a turn that another could use.
+        let share = share.acquire_owned().await.ok();
+        (share, self.all.acquire().await.ok())
+    }
 }
 
 impl Upstream {
@@ -87,7 +127,7 @@ impl Upstream {
             imds,
             entra,
             client,
-            lane: Arc::new(Semaphore::new(IMDS_PARALLEL)),
+            lanes: Lanes::default(),
         }
     }
 
@@ -119,8 +159,7 @@ impl TokenSource for Upstream {
     async fn token(&self, identity: &IdentityFacts, resource: &str) -> Result<Token, SourceError> {
         match &identity.source {
             IdentitySource::UserAssigned { resource_id } => {
-                // Never closed: the semaphore lives as long as this.
-                let _turn = self.lane.acquire().await;
+                let _turn = self.lanes.turn(&identity.key).await;
                 let by_id = Identity::Resource(resource_id.clone());
                 Ok(self.imds.token(&by_id, resource).await?)
             }
@@ -149,5 +188,30 @@ impl TokenSource for Upstream {
                     .await?)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    #[test]
+    fn an_identity_that_hangs_leaves_turns_to_the_others() {
+        let lanes = Lanes::default();
+        let enter = |name: &str| {
+            let key = ObjectKey::new("shop", name);
+            async { lanes.turn(&key).await }.now_or_never().is_some()
+        };
+        let stuck = ObjectKey::new("shop", "stuck");
+        let held: Vec<_> = (0..IMDS_SHARE)
+            .map(|_| lanes.turn(&stuck).now_or_never().unwrap())
+            .collect();
+        assert!(!enter("stuck"), "beyond its share");
+        assert!(enter("other"));
+        drop(held);
+        assert!(enter("stuck"));
+        assert!(enter("other"));
+        assert_eq!(lanes.shares.lock().len(), 1, "idle shares are forgotten");
     }
 }

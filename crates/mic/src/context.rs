@@ -29,6 +29,8 @@ pub(crate) struct Context {
     /// Whether this replica leads and knows enough to act.
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) conditions: Conditions,
+    /// Why writing failed last, so that an outage is logged once and not for every object.
+    pub(crate) write_trouble: Mutex<String>,
     notes: mpsc::Sender<Note>,
     workers: mpsc::UnboundedSender<Arc<HostKey>>,
 }
@@ -61,6 +63,7 @@ impl Context {
             metrics: Metrics::default(),
             ready: watch::Sender::new(false),
             conditions: Conditions::default(),
+            write_trouble: Mutex::default(),
             config,
             client,
             azure,

@@ -16,6 +16,10 @@ use crate::quarantine::Quarantine;
 
 /// Changes wait for quiet at most this many times the settle time.
 const SETTLE_MOST: u32 = 8;
+/// Azure takes 12 changes of a host in a burst and then 4 a minute: the more changes this span has seen, the longer the next
+/// waits for company.
+const BURST: Duration = Duration::from_secs(60);
+const LONGEST_SETTLE: Duration = Duration::from_secs(15);
 /// The longest wait after a failure, in units of the retry interval.
 const LONGEST: u32 = 300;
 
@@ -41,6 +45,8 @@ pub(crate) struct Host {
     /// Whether `seen` was read after the last change.
     fresh: bool,
     unsettled: Option<(Instant, Instant)>,
+    /// When the host was changed lately.
+    recent: Vec<Instant>,
     trouble: Option<Trouble>,
 }
 
@@ -83,6 +89,7 @@ impl Host {
             looked: None,
             fresh: false,
             unsettled: None,
+            recent: Vec::new(),
             trouble: None,
         }
     }
@@ -157,16 +164,14 @@ impl Host {
             return Move::Wait(Some(trouble.until));
         }
         let next_look = self.looked.map(|at| at + config.reconcile_interval);
-        let (Some(seen), Some(next_look)) = (&self.seen, next_look.filter(|at| *at > now)) else {
+        let next_look = next_look.filter(|at| *at > now);
+        let (Some(seen), Some(next_look)) = (self.seen.clone(), next_look) else {
             return Move::Look;
         };
-        let quiet = self
-            .unsettled
-            .map(|(first, last)| (last + config.settle).min(first + config.settle * SETTLE_MOST));
+        let quiet = self.quiet_from(now, config.settle);
         if let Some(quiet) = quiet.filter(|at| *at > now) {
             return Move::Wait(Some(quiet));
         }
-        let seen = seen.clone();
         let plan = self.plan(&seen, now, config);
         for id in &plan.forget {
             self.owned.remove(id);
@@ -185,6 +190,7 @@ impl Host {
                 return Move::Record(self.owned.clone());
             }
             self.unsettled = None;
+            self.recent.push(now);
             return Move::Change(seen, change);
         }
         self.unsettled = None;
@@ -194,6 +200,16 @@ impl Host {
         self.trouble = None;
         let due = [Some(next_look), linger_ends, self.quarantine.due()];
         Move::Wait(due.into_iter().flatten().min())
+    }
+
+    /// When what has changed may be sent.
+    fn quiet_from(&mut self, now: Instant, settle: Duration) -> Option<Instant> {
+        self.recent.retain(|at| *at + BURST > now);
+        let (first, last) = self.unsettled?;
+        let crowd = u32::try_from(self.recent.len()).unwrap_or(u32::MAX);
+        let settle = settle * crowd.saturating_add(1).min(100);
+        let most = (settle * SETTLE_MOST).min(LONGEST_SETTLE);
+        Some((last + settle).min(first + most))
     }
 
     fn plan(&mut self, seen: &OnHost, now: Instant, config: &Config) -> Plan {
@@ -302,7 +318,7 @@ impl Host {
         change: Option<&HostChange>,
     ) -> (Vec<ResourceId>, BTreeSet<AssignmentKey>) {
         let batch = change.map_or(&[][..], |change| &change.attach);
-        let mut apart = Vec::new();
+        let (mut apart, mut ids) = (Vec::new(), Vec::new());
         if error.fault == Fault::Identity && !batch.is_empty() {
             let unit = config.retry_interval;
             let named = &error.identities;
@@ -319,17 +335,11 @@ impl Host {
             } else if change.is_some() {
                 self.looked = None;
             }
-            self.pause(now, config, error, change.is_none());
+            if self.pause(now, config, error, change.is_none()) {
+                ids.extend(self.wanted.keys().chain(self.held.keys()).cloned());
+            }
         }
-        let ids: Vec<_> = match error.fault {
-            Fault::Identity => apart.clone(),
-            _ => self
-                .wanted
-                .keys()
-                .chain(self.held.keys())
-                .cloned()
-                .collect(),
-        };
+        ids.extend(apart.iter().cloned());
         let users = |of: &BTreeMap<ResourceId, BTreeSet<AssignmentKey>>| {
             let found = ids.iter().filter_map(|id| of.get(id));
             found.flatten().cloned().collect::<Vec<_>>()
@@ -338,14 +348,24 @@ impl Host {
         (apart, touched.into_iter().collect())
     }
 
-    fn pause(&mut self, now: Instant, config: &Config, error: &HostError, looking: bool) {
+    /// Says whether the reason that people are told is another one than before.
+    fn pause(&mut self, now: Instant, config: &Config, error: &HostError, looking: bool) -> bool {
+        let text = match error.fault {
+            Fault::Forbidden | Fault::NoHost | Fault::Identity => error.text.clone(),
+            fault => format!("{} for {}; retried", fault.name(), self.key),
+        };
+        let news = self
+            .trouble
+            .as_ref()
+            .is_none_or(|trouble| trouble.text != text);
         let attempts = self.trouble.as_ref().map_or(0, |t| t.attempts) + 1;
         let wait = config.retry_interval * (1u32 << (attempts - 1).min(16)).min(LONGEST);
         self.trouble = Some(Trouble {
             until: now + wait.max(error.retry_after.unwrap_or_default()),
             attempts,
-            text: error.text.clone(),
+            text,
             looking,
         });
+        news
     }
 }

@@ -1,11 +1,12 @@
 //! The record of what podid attached to a host, so that the next leader detaches that and nothing else: a ConfigMap per host
 //! in the controller's namespace, written before a change that attaches and after one that detaches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
+use parking_lot::Mutex;
 use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
 use serde_json::json;
 
@@ -21,12 +22,15 @@ const ATTACHED: &str = "attached";
 /// The records of all hosts.
 pub(crate) struct Records {
     api: Api<ConfigMap>,
+    /// The `resourceVersion` of each as last seen, so that a leader of the past cannot overwrite its successor's.
+    versions: Mutex<HashMap<String, String>>,
 }
 
 impl Records {
     pub(crate) fn new(client: Client, namespace: &str) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
+            versions: Mutex::default(),
         }
     }
 
@@ -34,37 +38,79 @@ impl Records {
     pub(crate) async fn load(&self) -> Result<Vec<(HostKey, Owned)>, kube::Error> {
         let labelled = ListParams::default().labels(&format!("{LABEL}={LABEL_VALUE}"));
         let found = self.api.list(&labelled).await?;
+        self.versions.lock().clear();
+        found.items.iter().for_each(|record| self.seen(record));
         Ok(found.items.iter().filter_map(read).collect())
     }
 
-    /// Makes the record of a host say `owned`; an empty one is deleted.
+    /// Makes the record of a host say `owned`; an empty one is deleted. Fails when somebody else has written it since; the next
+    /// attempt overwrites that.
     pub(crate) async fn store(&self, host: &HostKey, owned: &Owned) -> Result<(), kube::Error> {
         let name = record_name(host);
-        if owned.is_empty() {
-            return match self.api.delete(&name, &DeleteParams::default()).await {
-                Err(error) if !is(&error, 404) => Err(error),
-                _ => Ok(()),
-            };
+        let version = self.versions.lock().get(&name).cloned();
+        let stored = match version {
+            None if owned.is_empty() => return Ok(()),
+            None => self.create(&name, data(host, owned)).await,
+            Some(version) if owned.is_empty() => self.delete(&name, version).await,
+            Some(version) => self.change(&name, version, data(host, owned)).await,
+        };
+        if stored.is_err() {
+            match self.api.get_opt(&name).await? {
+                Some(record) => self.seen(&record),
+                None => drop(self.versions.lock().remove(&name)),
+            }
         }
-        let data = data(host, owned);
-        let patch = Patch::Merge(json!({ "data": &data }));
-        match self.api.patch(&name, &PatchParams::default(), &patch).await {
-            Err(error) if is(&error, 404) => {}
-            other => return other.map(|_| ()),
-        }
+        stored
+    }
+
+    async fn create(&self, name: &str, data: BTreeMap<String, String>) -> Result<(), kube::Error> {
         let mut record = ConfigMap {
             data: Some(data),
             ..ConfigMap::default()
         };
-        record.metadata.name = Some(name);
+        record.metadata.name = Some(name.to_owned());
         record.metadata.labels = Some(BTreeMap::from([(LABEL.to_owned(), LABEL_VALUE.to_owned())]));
-        self.api.create(&PostParams::default(), &record).await?;
+        let made = self.api.create(&PostParams::default(), &record).await?;
+        self.seen(&made);
         Ok(())
     }
-}
 
-fn is(error: &kube::Error, code: u16) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == code)
+    async fn change(
+        &self,
+        name: &str,
+        version: String,
+        data: BTreeMap<String, String>,
+    ) -> Result<(), kube::Error> {
+        let patch = json!({ "metadata": { "resourceVersion": version }, "data": data });
+        let params = PatchParams::default();
+        let changed = self.api.patch(name, &params, &Patch::Merge(patch)).await?;
+        self.seen(&changed);
+        Ok(())
+    }
+
+    async fn delete(&self, name: &str, version: String) -> Result<(), kube::Error> {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: None,
+                resource_version: Some(version),
+            }),
+            ..DeleteParams::default()
+        };
+        match self.api.delete(name, &params).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        self.versions.lock().remove(name);
+        Ok(())
+    }
+
+    fn seen(&self, record: &ConfigMap) {
+        let meta = &record.metadata;
+        if let (Some(name), Some(version)) = (&meta.name, &meta.resource_version) {
+            self.versions.lock().insert(name.clone(), version.clone());
+        }
+    }
 }
 
 fn data(host: &HostKey, owned: &Owned) -> BTreeMap<String, String> {

@@ -18,6 +18,7 @@ use crate::testing::azure::{FakeAzure, fault};
 use crate::testing::{host, id, provider_id};
 use crate::{Config, Mic, MicError};
 
+mod chaos;
 mod faults;
 mod scale;
 
@@ -113,9 +114,8 @@ impl World {
     }
 
     fn assigned(&self) -> usize {
-        let objects = self.objects();
-        let assigned = |o: &&Value| o["status"]["status"] == "Assigned";
-        objects.iter().filter(assigned).count()
+        let assigned = |object: &Value| object["status"]["status"] == "Assigned";
+        self.api.count("azureassignedidentities", assigned)
     }
 
     /// Waits, in paused time, until it is so.

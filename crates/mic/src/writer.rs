@@ -46,12 +46,15 @@ async fn settle(context: &Context, key: &AssignmentKey) -> bool {
             Step::Remove { .. } => Write::Deletion,
         };
         match carry_out(context, step).await {
-            Ok(()) => context.metrics.wrote(kind, started.elapsed()),
+            Ok(()) => {
+                context.write_trouble.lock().clear();
+                context.metrics.wrote(kind, started.elapsed());
+            }
             // Somebody else was faster: the watch brings what they did.
             Err(error) if code(&error) == Some(409) => return false,
             Err(error) => {
                 context.metrics.write_failed(kind);
-                tracing::warn!(pod = %key.pod, identity = %key.identity, reason = %error, "an AzureAssignedIdentity could not be written; retried");
+                complain(context, key, &error.to_string());
                 return false;
             }
         }
@@ -61,6 +64,14 @@ async fn settle(context: &Context, key: &AssignmentKey) -> bool {
         context.note(note);
     }
     true
+}
+
+fn complain(context: &Context, key: &AssignmentKey, reason: &str) {
+    let mut said = context.write_trouble.lock();
+    if *said != reason {
+        reason.clone_into(&mut said);
+        tracing::warn!(pod = %key.pod, identity = %key.identity, reason, "AzureAssignedIdentities cannot be written; retried");
+    }
 }
 
 async fn carry_out(context: &Context, step: &Step) -> Result<(), Error> {

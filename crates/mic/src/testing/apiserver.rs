@@ -84,6 +84,12 @@ impl FakeApi {
         self.0.lock().objects.get(&key).cloned()
     }
 
+    pub(crate) fn count(&self, plural: &str, like: impl Fn(&Value) -> bool) -> usize {
+        let store = self.0.lock();
+        let found = store.objects.iter().filter(|(key, _)| key.0 == plural);
+        found.filter(|(_, object)| like(object)).count()
+    }
+
     pub(crate) fn all(&self, plural: &str) -> Vec<Value> {
         let store = self.0.lock();
         let found = store.objects.iter().filter(|(key, _)| key.0 == plural);

@@ -14,7 +14,10 @@ fn crowd(world: &World) {
         world.bound(n);
     }
     for n in 0..PODS {
-        let (node, selector) = (format!("n{}", n % SETS), format!("s{}", n % IDENTITIES));
+        let (node, selector) = (
+            format!("n{}", n % SETS),
+            format!("s{}", n / SETS % IDENTITIES),
+        );
         world.pod(&format!("p{n}"), &node, &selector);
     }
 }
@@ -65,5 +68,26 @@ async fn at_rest_a_host_costs_one_get_a_reconcile() {
     sleep(Duration::from_secs(1800)).await;
     assert_eq!(world.azure.gets() - before, 10);
     assert_eq!(world.azure.patches().len(), 1);
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_trickle_in_stay_within_what_azure_takes() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    let mic = world.start(config("mic-0")).await;
+    for n in 0..240 {
+        world.bound(n);
+        world.pod(&format!("p{n}"), "n1", &format!("s{n}"));
+        sleep(Duration::from_secs(1)).await;
+    }
+    world.until("assigned", |w| w.assigned() == 240).await;
+    let patches = world.azure.patches();
+    // Azure takes 12 at once and 4 a minute.
+    for (n, (at, ..)) in patches.iter().enumerate() {
+        let since = *at - patches[0].0;
+        let allowed = 12 + since.as_secs() / 15;
+        assert!(n as u64 <= allowed, "PATCH {n} after {since:?}");
+    }
     mic.stop().await;
 }

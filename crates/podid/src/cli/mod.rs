@@ -1,6 +1,12 @@
 //! The command line: a file a command.
 
+pub mod compat;
 mod crds;
+mod demo;
+mod mic;
+mod nmi;
+pub mod run;
+mod sim;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -17,6 +23,10 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Mic(Box<mic::Mic>),
+    Nmi(Box<nmi::Nmi>),
+    Demo(demo::Demo),
+    Sim(sim::Sim),
     Crds(crds::Crds),
 }
 
@@ -25,6 +35,10 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let Self { command } = self;
         let outcome = match command {
+            Command::Mic(mic) => mic.run(),
+            Command::Nmi(nmi) => nmi.run(),
+            Command::Demo(demo) => demo.run(),
+            Command::Sim(sim) => sim.run(),
             Command::Crds(crds) => crds.run(),
         };
         match outcome {
@@ -35,5 +49,44 @@ impl Cli {
                 ExitCode::FAILURE
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// Command lines of the original's manifests, chart and documentation.
+    #[test]
+    fn the_originals_command_lines_are_taken() {
+        for line in [
+            "mic --cloudconfig=/etc/kubernetes/azure.json --logtostderr",
+            "mic -cloudconfig /etc/kubernetes/azure.json -kubeconfig=/var/lib/kubelet/kubeconfig -v=9 -logtostderr=true",
+            "mic --syncRetryDuration=3600s --leader-election-instance=mic-0 --leader-election-namespace=kube-system --leader-election-name=lock --leader-election-duration=10s --http-probe-port=8080 --prometheus-port=8888",
+            "mic --createDeleteBatch=20 --clientQps=5.000000 --immutable-user-msis=6f1c0000-0000-0000-0000-0000000022ab --update-user-msi-max-retry=2 --update-user-msi-retry-interval=1s --identity-assignment-reconcile-interval=3m --log-format=json",
+            "mic --config-map-name=c --type-upgrade-status-key=k --enable-type-upgrade=true --enableScaleFeatures=true --enableProfile --custom-user-agent=x --forceNamespaced",
+            "nmi --node=node-1 --http-probe-port=8085 --enableScaleFeatures=true --metadata-header-required=true --operation-mode=standard --kubelet-config=/etc/default/kubelet",
+            "nmi --node node-1 --operation-mode=Managed --forceNamespaced --block-instance-metadata --set-retry-after-header --enable-conntrack-deletion=true --allow-network-plugin-kubenet=true",
+            "nmi --node node-1 --ipt-update-interval-sec=60 --retry-attempts-for-created=16 --retry-attempts-for-assigned=4 --find-identity-retry-interval=5 --MICNamespace=default --nmi-port=2579 --metadata-ip=169.254.169.254 --metadata-port=80 --log-format text --v=5",
+        ] {
+            let args = std::iter::once("podid")
+                .chain(line.split(' '))
+                .map(Into::into);
+            if let Err(error) = Cli::try_parse_from(compat::normalise(args)) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_flag_is_refused() {
+        let args = ["podid", "nmi", "-nodename=x"].into_iter().map(Into::into);
+        assert!(Cli::try_parse_from(compat::normalise(args)).is_err());
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::net::TcpListener;
@@ -175,6 +177,13 @@ impl Handle {
             }
         });
         Ok(bound)
+    }
+
+    /// How long managed identities' tokens live from now on.
+    pub fn set_token_life(&self, life: Duration) {
+        self.world
+            .token_life
+            .store(life.as_secs(), Ordering::Relaxed);
     }
 
     /// Disturbs requests from now on.

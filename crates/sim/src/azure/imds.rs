@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -156,7 +157,8 @@ async fn token(
         Ok(found) => found,
         Err(description) => return invalid(description),
     };
-    let life = i64::try_from(world.config.token_life.as_secs()).unwrap_or(i64::MAX / 2);
+    let life = world.token_life.load(Ordering::Relaxed);
+    let life = i64::try_from(life).unwrap_or(i64::MAX / 2);
     let now = Timestamp::now().as_second();
     let subject = Subject {
         tenant: &world.config.tenant,

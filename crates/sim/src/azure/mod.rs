@@ -16,6 +16,7 @@ mod tokens;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::Router;
@@ -83,6 +84,8 @@ struct World {
     signer: Signer,
     faults: Faults,
     journal: Journal,
+    /// In seconds.
+    token_life: AtomicU64,
     /// Metadata services are added while it runs.
     nodes: Mutex<JoinSet<()>>,
     stop: CancellationToken,
@@ -110,6 +113,7 @@ impl Azure {
             signer: Signer::generate().map_err(io::Error::other)?,
             faults: Faults::default(),
             journal: Journal::default(),
+            token_life: AtomicU64::new(config.token_life.as_secs()),
             nodes: Mutex::new(JoinSet::new()),
             stop: CancellationToken::new(),
             entra: entra.local_addr()?,

@@ -1,0 +1,211 @@
+//! `podid mic`: the flags of the original's `mic`, and what they mean here.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{ArgAction, Args};
+use podid_azure::arm::Arm;
+use podid_azure::clouds::ENVIRONMENT_FILE;
+use podid_azure::config::{CloudConfig, Credential};
+use podid_mic::Config;
+use podid_policy::ids::ClientId;
+use podid_policy::matching::Scope;
+
+use super::compat::{Logging, duration};
+use super::run;
+
+/// Run the controller: attach identities to the hosts of the pods that are bound to them
+///
+/// Flags keep the names of AAD Pod Identity's mic; one dash works as well as two.
+#[derive(Args)]
+pub struct Mic {
+    /// The cloud provider's configuration file; without it the credential comes from CLOUD, TENANT_ID, CLIENT_ID, CLIENT_SECRET, SUBSCRIPTION_ID, USE_MSI and USER_ASSIGNED_MSI_CLIENT_ID
+    #[arg(long, value_name = "FILE")]
+    cloudconfig: Option<PathBuf>,
+    /// A kubeconfig file; without it KUBECONFIG, else the pod's own service account
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Bind identities to pods of their own namespace only. Give false to match across namespaces
+    #[arg(long = "forceNamespaced", env = "FORCENAMESPACED", value_name = "BOOL", default_value_t = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    force_namespaced: bool,
+    /// Client ids, separated by commas, that are never detached from a host
+    #[arg(
+        long = "immutable-user-msis",
+        value_name = "IDS",
+        value_delimiter = ','
+    )]
+    immutable_user_msis: Vec<String>,
+    /// How often Azure is compared with what is assigned
+    #[arg(long = "identity-assignment-reconcile-interval", value_name = "DURATION", default_value = "3m", value_parser = duration)]
+    reconcile_interval: Duration,
+    /// How long an identity stays on a host after its last pod has left
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    linger: Duration,
+    /// How often every object is looked at again
+    #[arg(long = "syncRetryDuration", value_name = "DURATION", default_value = "3600s", value_parser = duration)]
+    sync_interval: Duration,
+    /// The first wait after a failed change in Azure; doubled by every further one
+    #[arg(long = "update-user-msi-retry-interval", value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    retry_interval: Duration,
+    /// The most AzureAssignedIdentities written at once
+    #[arg(long = "createDeleteBatch", value_name = "COUNT", default_value_t = 20)]
+    parallel_writes: usize,
+    /// The namespace that this process runs in
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        env = "MIC_POD_NAMESPACE",
+        default_value = "default"
+    )]
+    namespace: String,
+    #[command(flatten)]
+    leader: Leader,
+    #[command(flatten)]
+    ports: Ports,
+    #[command(flatten)]
+    logging: Logging,
+    #[command(flatten)]
+    ignored: Ignored,
+}
+
+/// Leader election.
+#[derive(Args)]
+#[command(next_help_heading = "Leader election")]
+struct Leader {
+    /// This candidate's name; the host name (the pod's name) unless given
+    #[arg(
+        long = "leader-election-instance",
+        value_name = "NAME",
+        env = "HOSTNAME",
+        default_value = "podid-mic"
+    )]
+    instance: String,
+    /// The Lease's namespace
+    #[arg(
+        long = "leader-election-namespace",
+        value_name = "NAMESPACE",
+        default_value = "default"
+    )]
+    lease_namespace: String,
+    /// The Lease's name
+    #[arg(
+        long = "leader-election-name",
+        value_name = "NAME",
+        default_value = "aad-pod-identity-mic"
+    )]
+    name: String,
+    /// How long a claim lasts without renewal
+    #[arg(long = "leader-election-duration", value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    duration: Duration,
+}
+
+/// Ports for probes and metrics.
+#[derive(Args)]
+#[command(next_help_heading = "Ports")]
+struct Ports {
+    /// The port of /healthz and /readyz
+    #[arg(long = "http-probe-port", value_name = "PORT", default_value_t = 8080)]
+    probe: u16,
+    /// The port of /metrics
+    #[arg(long = "prometheus-port", value_name = "PORT", default_value_t = 8888)]
+    prometheus: u16,
+}
+
+/// Flags of the original without meaning here: taken so that old manifests start.
+#[derive(Args)]
+struct Ignored {
+    #[arg(long = "clientQps", hide = true)]
+    qps: Option<String>,
+    #[arg(long = "update-user-msi-max-retry", hide = true)]
+    max_retry: Option<String>,
+    #[arg(long = "config-map-name", hide = true)]
+    config_map: Option<String>,
+    #[arg(long = "type-upgrade-status-key", hide = true)]
+    upgrade_key: Option<String>,
+    #[arg(long = "enable-type-upgrade", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    upgrade: Option<String>,
+    #[arg(long = "enableScaleFeatures", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    scale: Option<String>,
+    #[arg(long = "enableProfile", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    profile: Option<String>,
+    #[arg(long = "custom-user-agent", hide = true)]
+    user_agent: Option<String>,
+}
+
+impl Mic {
+    /// Runs until SIGTERM.
+    pub fn run(self) -> anyhow::Result<()> {
+        self.logging.start();
+        run::block_on(0, self.control())
+    }
+
+    async fn control(self) -> anyhow::Result<()> {
+        let shutdown = run::shutdown()?;
+        let cloud = self.cloud()?;
+        let client = run::client(self.kubeconfig.as_deref()).await?;
+        tracing::info!(credential = ?cloud.credential, arm = %cloud.endpoints.arm, "podid mic starts");
+        let config = self.config(&cloud.credential)?;
+        let arm = Arm::new(&cloud.endpoints, cloud.credential, None)?;
+        let mic = podid_mic::Mic::new(config, client, Arc::new(arm));
+        let listeners = mic
+            .bind()
+            .await
+            .context("--http-probe-port and --prometheus-port")?;
+        Ok(mic.run(listeners, shutdown).await?)
+    }
+
+    fn cloud(&self) -> anyhow::Result<CloudConfig> {
+        let environment = std::env::var_os(ENVIRONMENT_FILE).map(PathBuf::from);
+        let environment = environment.as_deref();
+        Ok(match &self.cloudconfig {
+            Some(path) if !path.as_os_str().is_empty() => {
+                CloudConfig::from_file(path, environment)?
+            }
+            _ => CloudConfig::from_variables(|name| std::env::var(name).ok(), environment)?,
+        })
+    }
+
+    fn config(self, credential: &Credential) -> anyhow::Result<Config> {
+        let mut immutable = BTreeSet::new();
+        for text in &self.immutable_user_msis {
+            let text = text.trim();
+            if !text.is_empty() {
+                immutable.insert(ClientId::parse(text).context("--immutable-user-msis")?);
+            }
+        }
+        // The controller never takes away the identity that it works with.
+        if let Credential::ManagedIdentity {
+            client_id: Some(own),
+        } = credential
+        {
+            immutable.insert(own.clone());
+        }
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Ok(Config {
+            instance: self.leader.instance,
+            namespace: self.namespace,
+            lease_namespace: self.leader.lease_namespace,
+            lease_name: self.leader.name,
+            lease_duration: self.leader.duration,
+            scope: if self.force_namespaced {
+                Scope::Namespaced
+            } else {
+                Scope::AcrossNamespaces
+            },
+            immutable,
+            reconcile_interval: self.reconcile_interval,
+            sync_interval: self.sync_interval,
+            linger: self.linger,
+            retry_interval: self.retry_interval,
+            parallel_writes: self.parallel_writes,
+            probe: any(self.ports.probe),
+            metrics: any(self.ports.prometheus),
+            ..Config::new("", "")
+        })
+    }
+}

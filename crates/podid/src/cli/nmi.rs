@@ -1,0 +1,327 @@
+//! `podid nmi`: the flags of the original's `nmi`, and what they mean here.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{ArgAction, Args, ValueEnum};
+use podid_azure::clouds::{self, ENVIRONMENT_FILE};
+use podid_azure::entra::Entra;
+use podid_azure::imds::Imds;
+use podid_intercept::{Backend, Keeper, Rules, listen};
+use podid_nmi::{Config, Upstream};
+use podid_policy::matching::Scope;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::compat::{Logging, duration};
+use super::run;
+
+/// A token is had from its issuer within this time.
+const UPSTREAM: Duration = Duration::from_secs(20);
+/// Clients take a token with less life for expired.
+const TOKEN_FLOOR: Duration = Duration::from_secs(300);
+/// By this text the kubelet's file says that it uses kubenet.
+const KUBENET: &str = "--network-plugin=kubenet";
+
+/// Run the node agent: answer the metadata token endpoint for the pods of this node
+///
+/// Flags keep the names of AAD Pod Identity's nmi; one dash works as well as two.
+#[derive(Args)]
+pub struct Nmi {
+    /// The node whose pods are served
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node: Option<String>,
+    /// A kubeconfig file; without it KUBECONFIG, else the pod's own service account
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Take bindings of the pod's own namespace only. Give false to match across namespaces
+    #[arg(long = "forceNamespaced", env = "FORCENAMESPACED", value_name = "BOOL", default_value_t = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    force_namespaced: bool,
+    /// In standard mode the controller attaches identities; in managed mode an operator does
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Standard, ignore_case = true)]
+    operation_mode: Mode,
+    /// How long a request for an identity that is being assigned is held
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    assignment_wait: Duration,
+    #[command(flatten)]
+    door: Door,
+    #[command(flatten)]
+    interception: Interception,
+    #[command(flatten)]
+    ports: Ports,
+    #[command(flatten)]
+    logging: Logging,
+    #[command(flatten)]
+    ignored: Ignored,
+}
+
+/// Who attaches identities to nodes.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Standard,
+    Managed,
+}
+
+/// What is answered.
+#[derive(Args)]
+#[command(next_help_heading = "Requests")]
+struct Door {
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    nmi_listen_address: IpAddr,
+    /// The port to listen on
+    #[arg(long, value_name = "PORT", default_value_t = 2579)]
+    nmi_port: u16,
+    /// Demand the header Metadata: true
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set)]
+    metadata_header_required: bool,
+    /// Refuse /metadata/instance
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set)]
+    block_instance_metadata: bool,
+    /// Categories of metadata, such as instance or versions, that pods may read
+    #[arg(long, value_name = "CATEGORIES", value_delimiter = ',')]
+    allow_metadata_paths: Vec<String>,
+}
+
+/// How requests get here.
+#[derive(Args)]
+#[command(next_help_heading = "Interception")]
+struct Interception {
+    /// How requests to the metadata address are intercepted
+    #[arg(long = "interception", value_enum, value_name = "BACKEND", default_value_t = How::Auto)]
+    how: How,
+    /// The metadata service's address
+    #[arg(long, value_name = "ADDRESS", default_value = "169.254.169.254")]
+    metadata_ip: Ipv4Addr,
+    /// The metadata service's port
+    #[arg(long, value_name = "PORT", default_value_t = 80)]
+    metadata_port: u16,
+    /// How often the rules are checked and repaired, in seconds
+    #[arg(
+        long = "ipt-update-interval-sec",
+        value_name = "SECONDS",
+        default_value_t = 60
+    )]
+    interval: u64,
+    /// Intercept the node's own traffic too: pods on the host network, but also the kubelet
+    #[arg(long)]
+    intercept_host_network: bool,
+    /// Remove the rules, so that pods reach the node's metadata service again, and exit
+    #[arg(long)]
+    cleanup: bool,
+    /// The kubelet's file, searched for kubenet: there a pod can take another's address
+    #[arg(long, value_name = "FILE", default_value = "/etc/default/kubelet")]
+    kubelet_config: PathBuf,
+    /// Run on kubenet nevertheless
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set)]
+    allow_network_plugin_kubenet: bool,
+}
+
+/// A way to intercept.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// The best that this node has.
+    Auto,
+    Nftables,
+    Iptables,
+    /// None: clients are told the address, by AZURE_POD_IDENTITY_AUTHORITY_HOST.
+    None,
+}
+
+/// Ports for probes and metrics.
+#[derive(Args)]
+#[command(next_help_heading = "Ports")]
+struct Ports {
+    /// The port of /healthz and /readyz
+    #[arg(long = "http-probe-port", value_name = "PORT", default_value_t = 8080)]
+    probe: u16,
+    /// The port of /metrics
+    #[arg(long = "prometheus-port", value_name = "PORT", default_value_t = 9090)]
+    prometheus: u16,
+}
+
+/// Flags of the original without meaning here: taken so that old manifests start.
+#[derive(Args)]
+struct Ignored {
+    #[arg(long = "MICNamespace", hide = true)]
+    mic_namespace: Option<String>,
+    #[arg(long = "retry-attempts-for-created", hide = true)]
+    created: Option<String>,
+    #[arg(long = "retry-attempts-for-assigned", hide = true)]
+    assigned: Option<String>,
+    #[arg(long = "find-identity-retry-interval", hide = true)]
+    retry_interval: Option<String>,
+    #[arg(long = "enableScaleFeatures", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    scale: Option<String>,
+    #[arg(long = "set-retry-after-header", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    retry_after: Option<String>,
+    #[arg(long = "enable-conntrack-deletion", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    conntrack: Option<String>,
+    #[arg(long = "enableProfile", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    profile: Option<String>,
+    #[arg(long = "host-ip", hide = true)]
+    host_ip: Option<String>,
+    #[arg(long = "custom-user-agent", hide = true)]
+    user_agent: Option<String>,
+}
+
+impl Nmi {
+    /// Runs until SIGTERM. The interception rules stay.
+    pub fn run(self) -> anyhow::Result<()> {
+        self.logging.start();
+        // A node's agent must be content with little.
+        run::block_on(2, self.answer())
+    }
+
+    async fn answer(self) -> anyhow::Result<()> {
+        let rules = self.rules()?;
+        if self.interception.cleanup {
+            Backend::cleanup(&rules).await?;
+            tracing::info!(
+                "the interception rules are gone; pods reach the node's metadata service"
+            );
+            return Ok(());
+        }
+        self.refuse_kubenet()?;
+        let shutdown = run::shutdown()?;
+        let intercepts = self.interception.how != How::None;
+        let address = SocketAddr::new(self.door.nmi_listen_address, self.door.nmi_port);
+        // Before anything else: a connect is answered, if only with "not yet".
+        let door = listen(address, intercepts).context("--nmi-listen-address and --nmi-port")?;
+        let client = run::client(self.kubeconfig.as_deref()).await?;
+        let mark = intercepts.then_some(rules.mark_own);
+        let upstream = self.upstream(client.clone(), mark)?;
+        let (keeping, active) = self.keep(rules, &shutdown).await?;
+        let config = self.config()?;
+        tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
+        let nmi = podid_nmi::Nmi::new(config, client, upstream, active);
+        let listeners = nmi.bind(vec![door])?;
+        let outcome = nmi.run(listeners, shutdown.clone()).await;
+        shutdown.cancel();
+        if let Some(keeping) = keeping {
+            keeping
+                .await
+                .context("the keeper of the interception rules")?;
+        }
+        Ok(outcome?)
+    }
+
+    fn rules(&self) -> anyhow::Result<Rules> {
+        let IpAddr::V4(listen_address) = self.door.nmi_listen_address else {
+            ensure!(
+                self.interception.how == How::None,
+                "--nmi-listen-address: interception is IPv4 only"
+            );
+            return Ok(Rules::default());
+        };
+        Ok(Rules {
+            listen_address,
+            listen_port: self.door.nmi_port,
+            metadata: self.interception.metadata_ip,
+            metadata_port: self.interception.metadata_port,
+            host_network: self.interception.intercept_host_network,
+            ..Rules::default()
+        })
+    }
+
+    /// Starts the keeper of the rules; what it gives says whether they are in place.
+    async fn keep(
+        &self,
+        rules: Rules,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<(Option<tokio::task::JoinHandle<()>>, watch::Receiver<bool>)> {
+        let backend = match self.interception.how {
+            How::None => return Ok((None, watch::channel(true).1)),
+            How::Auto => Backend::detect(&rules).await?,
+            How::Nftables => Backend::Nftables,
+            How::Iptables => Backend::Iptables,
+        };
+        let keeper = Keeper::new(
+            backend,
+            rules,
+            Duration::from_secs(self.interception.interval),
+        );
+        let mut state = keeper.state();
+        let (sender, active) = watch::channel(false);
+        let shutdown = shutdown.clone();
+        let keeping = tokio::spawn(async move {
+            let follow = async {
+                loop {
+                    sender.send_replace(state.borrow_and_update().in_place);
+                    if state.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::join!(keeper.run(shutdown), follow);
+        });
+        Ok((Some(keeping), active))
+    }
+
+    fn upstream(&self, client: kube::Client, mark: Option<u32>) -> anyhow::Result<Upstream> {
+        let environment = std::env::var_os(ENVIRONMENT_FILE).map(PathBuf::from);
+        let cloud = if environment.is_some() {
+            "AzureStackCloud"
+        } else {
+            ""
+        };
+        let endpoints = clouds::endpoints(cloud, environment.as_deref())?;
+        let address = (
+            self.interception.metadata_ip,
+            self.interception.metadata_port,
+        );
+        let imds = clouds::url(
+            "--metadata-ip",
+            &format!("http://{}:{}", address.0, address.1),
+        )?;
+        let imds = Imds::new(&imds, mark, UPSTREAM);
+        Ok(Upstream::new(
+            imds,
+            Entra::new(&endpoints.authority, UPSTREAM)?,
+            client,
+        ))
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        let Some(node) = self.node.clone().filter(|node| !node.is_empty()) else {
+            bail!("--node is required: the name of the node whose pods are served (spec.nodeName)");
+        };
+        let mut allowed_categories = self.door.allow_metadata_paths.clone();
+        if !self.door.block_instance_metadata {
+            allowed_categories.push("instance".to_owned());
+        }
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Ok(Config {
+            node,
+            scope: if self.force_namespaced {
+                Scope::Namespaced
+            } else {
+                Scope::AcrossNamespaces
+            },
+            assigned_first: self.operation_mode == Mode::Standard,
+            assignment_wait: self.assignment_wait,
+            token_floor: TOKEN_FLOOR,
+            metadata_header_required: self.door.metadata_header_required,
+            allowed_categories,
+            probe: any(self.ports.probe),
+            metrics: any(self.ports.prometheus),
+        })
+    }
+
+    fn refuse_kubenet(&self) -> anyhow::Result<()> {
+        let file = &self.interception.kubelet_config;
+        let kubenet = std::fs::read_to_string(file).is_ok_and(|text| text.contains(KUBENET));
+        ensure!(
+            !kubenet || self.interception.allow_network_plugin_kubenet,
+            "{} says {KUBENET}: there a pod can take another pod's address, and with it its identity; drop the capability NET_RAW from pods, then give --allow-network-plugin-kubenet",
+            file.display()
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! `podid sim`: the simulators on their own.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use podid_sim::azure::{self, Azure, Handle, HostKind, Role};
+use podid_sim::cluster::{self, Cluster};
+
+use super::compat::duration;
+use super::run;
+
+/// Run a simulator: an Azure or a Kubernetes API, from memory, on this machine
+#[derive(Args)]
+pub struct Sim {
+    #[command(subcommand)]
+    which: Which,
+}
+
+#[derive(Subcommand)]
+enum Which {
+    Azure(SimAzure),
+    Cluster(SimCluster),
+}
+
+/// Run a simulated Azure: metadata service, Entra and Resource Manager
+///
+/// Point AZURE_POD_IDENTITY_AUTHORITY_HOST at the metadata service, and any SDK's ManagedIdentityCredential gets tokens of the identities given with --identity.
+#[derive(Args)]
+struct SimAzure {
+    /// The port of the metadata service of node 0 of scale set pool1; 0 for any
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    imds_port: u16,
+    /// The port of Entra; 0 for any
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    entra_port: u16,
+    /// The port of Resource Manager; 0 for any
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    arm_port: u16,
+    /// The address to listen on. Beyond loopback, whoever reaches it can have tokens (which nobody but this simulator believes)
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    address: IpAddr,
+    /// User-assigned identities that exist and are attached from the start
+    #[arg(long = "identity", value_name = "NAME")]
+    identities: Vec<String>,
+    /// How long tokens live
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    token_life: Duration,
+    /// How long a change of a host's identities takes
+    #[arg(long, value_name = "DURATION", default_value = "800ms", value_parser = duration)]
+    patch_latency: Duration,
+}
+
+/// Run a simulated Kubernetes API, with podid's custom resources
+#[derive(Args)]
+struct SimCluster {
+    /// The port to listen on; 0 for any
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    port: u16,
+    /// Write the kubeconfig to this file
+    #[arg(long, value_name = "FILE", default_value = "podid-sim.kubeconfig")]
+    kubeconfig: PathBuf,
+}
+
+impl Sim {
+    /// Runs until interrupted.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.which {
+            Which::Azure(azure) => run::block_on(0, azure.serve()),
+            Which::Cluster(cluster) => run::block_on(0, cluster.serve()),
+        }
+    }
+}
+
+impl SimAzure {
+    async fn serve(self) -> anyhow::Result<()> {
+        let shutdown = run::shutdown()?;
+        let azure = Azure::bind(azure::Config {
+            address: self.address,
+            entra_port: self.entra_port,
+            arm_port: self.arm_port,
+            token_life: self.token_life,
+            patch_latency: self.patch_latency,
+            ..azure::Config::default()
+        })
+        .await
+        .context("--address, --entra-port and --arm-port")?;
+        let handle = azure.handle();
+        let set = handle.create_host(HostKind::ScaleSet, "mc_podid_sim", "pool1");
+        let address = SocketAddr::new(self.address, self.imds_port);
+        let imds = handle
+            .serve_imds(&set, Some(0), address)
+            .await
+            .context("--imds-port")?;
+        let text = self.describe(&azure, &handle, &set, imds)?;
+        std::io::stdout().write_all(text.as_bytes())?;
+        Ok(azure.run(shutdown).await?)
+    }
+
+    fn describe(
+        &self,
+        azure: &Azure,
+        handle: &Handle,
+        set: &str,
+        imds: SocketAddr,
+    ) -> anyhow::Result<String> {
+        let (entra, arm) = (azure.entra(), azure.arm());
+        let mut text = format!(
+            "export AZURE_POD_IDENTITY_AUTHORITY_HOST=http://{imds}\n\n\
+             Entra             http://{entra}/{}\n\
+             Resource Manager  http://{arm}   (what was asked: http://{arm}/_sim/journal)\n\
+             scale set         {set}\n",
+            handle.tenant()
+        );
+        for name in &self.identities {
+            let identity = handle.create_identity("podid_sim", name);
+            handle.attach(set, &identity);
+            text += &format!(
+                "identity          {} client id {}\n",
+                identity.id, identity.client_id
+            );
+        }
+        let (client, principal) = handle.create_application("podid-sim-secret");
+        let scope = format!("/subscriptions/{}", handle.subscription());
+        handle.assign_role(&principal, Role::Owner, &scope);
+        text += &format!("service principal {client} secret podid-sim-secret (Owner)\n");
+        Ok(text)
+    }
+}
+
+impl SimCluster {
+    async fn serve(self) -> anyhow::Result<()> {
+        let shutdown = run::shutdown()?;
+        let cluster = Cluster::bind(cluster::Config {
+            listen: (Ipv4Addr::LOCALHOST, self.port).into(),
+            ..cluster::Config::default()
+        })
+        .await
+        .context("--port")?;
+        std::fs::write(&self.kubeconfig, cluster.kubeconfig())
+            .with_context(|| format!("--kubeconfig {}", self.kubeconfig.display()))?;
+        let addr = cluster.addr();
+        let text = format!(
+            "API server http://{addr}\n\nexport KUBECONFIG={}\npodid crds | kubectl apply -f -\n",
+            self.kubeconfig.display()
+        );
+        std::io::stdout().write_all(text.as_bytes())?;
+        Ok(cluster.run(shutdown).await?)
+    }
+}

@@ -21,7 +21,7 @@ use crate::controller::State;
 use crate::embed;
 
 /// A longer text in a status is cut.
-const MAX_MESSAGE: usize = 600;
+const MAX_MESSAGE: usize = 1000;
 /// The longest value of a label.
 const MAX_LABEL: usize = 63;
 

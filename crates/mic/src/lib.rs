@@ -1,5 +1,11 @@
 //! The assignment controller: keeps the identities that pods need attached to the virtual machines and scale sets of their
 //! nodes, and AzureAssignedIdentity objects true.
+//!
+//! Watches feed the index one synchronous step at a time (`watches`, `controller`). What follows from a step goes two ways: each
+//! host has a worker of its own that compares what pods need with what Azure shows and sends what differs (`host`, `worker`,
+//! `quarantine`), after recording what will be podid's (`ownership`); and writers make the objects say what is so (`queue`,
+//! `assigned`, `writer`). Everything is decided from what is so now, so that the next leader goes on wherever the last stopped
+//! (`term`).
 
 mod assigned;
 mod conditions;

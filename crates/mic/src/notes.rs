@@ -83,6 +83,20 @@ pub(crate) fn of_pod(assignment: &Assignment, message: String) -> Note {
     }
 }
 
+/// Tells on an object that it cannot be used as it is.
+pub(crate) fn of_malformed(kind: &str, key: &ObjectKey, uid: &str, message: String) -> Note {
+    let meta = Meta {
+        uid: uid.into(),
+        ..Meta::default()
+    };
+    Note {
+        regarding: custom(kind, key, Some(&meta)),
+        warning: true,
+        reason: "Malformed",
+        message,
+    }
+}
+
 fn custom(kind: &str, key: &ObjectKey, meta: Option<&Meta>) -> ObjectReference {
     ObjectReference {
         api_version: Some("aadpodidentity.k8s.io/v1".to_owned()),

@@ -21,6 +21,7 @@ use crate::{Config, Mic, MicError};
 mod chaos;
 mod faults;
 mod scale;
+mod simulated;
 
 struct World {
     api: FakeApi,

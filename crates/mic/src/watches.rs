@@ -24,6 +24,7 @@ use crate::assigned::{Object, Watched};
 use crate::conditions::ATTACHABLE;
 use crate::context::Context;
 use crate::controller::{Effects, Meta, State};
+use crate::notes;
 
 /// A pod, without what is not needed.
 #[derive(kube::Resource, Debug, Clone, Deserialize)]
@@ -273,6 +274,11 @@ fn malformed<K: Resource<DynamicType = ()>>(
 ) {
     let (kind, name) = (K::kind(&()), key(object));
     tracing::warn!(%kind, object = %name, reason = %error, "object is malformed and counts as absent");
+    if context.is_ready() {
+        let uid = object.uid().unwrap_or_default();
+        let note = notes::of_malformed(&kind, &name, &uid, error.to_string());
+        context.note(note);
+    }
     context.step(|state| delete(state, &name));
 }
 

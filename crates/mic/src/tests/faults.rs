@@ -236,6 +236,32 @@ async fn without_a_record_nothing_is_attached() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_malformed_identity_is_told_and_harms_no_other() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.bound(2);
+    world.pod("one", "n1", "s1");
+    world.pod("two", "n1", "s2");
+    let mic = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 2).await;
+    world.identity(2, 2, "/not/an/identity");
+    world
+        .until("told", |w| {
+            let events = w.api.all("events");
+            events
+                .iter()
+                .any(|event| event["reason"] == "Malformed" && event["regarding"]["name"] == "id2")
+        })
+        .await;
+    world.until("one is left", |w| w.objects().len() == 1).await;
+    assert_eq!(world.azure.attached(&host(1)), only(&[1]));
+    world.identity(2, 3, id(2).as_str());
+    world.until("mended", |w| w.assigned() == 2).await;
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn azure_that_is_down_is_waited_for() {
     let world = World::new();
     world.azure.0.lock().down = true;

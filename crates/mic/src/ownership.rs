@@ -178,6 +178,7 @@ fn record_name(host: &HostKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::apiserver::FakeApi;
     use crate::testing::{host, id};
 
     #[test]
@@ -196,6 +197,23 @@ mod tests {
         assert_eq!(read(&record), Some((host(3), owned)));
         let vm = HostKey::from_provider_id("azure:///subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/virtualMachines/VM_1").unwrap();
         assert_eq!(HostKey::from_provider_id(&provider_id(&vm)).unwrap(), vm);
+    }
+
+    #[tokio::test]
+    async fn a_leader_of_the_past_does_not_overwrite_its_successor() {
+        let api = FakeApi::default();
+        let [past, present] = [(), ()].map(|()| Records::new(api.client(), "system"));
+        let [one, two, three] = [1, 2, 3].map(|n| Owned::from([(id(n), None)]));
+        past.store(&host(1), &one).await.unwrap();
+        assert_eq!(present.load().await.unwrap(), [(host(1), one.clone())]);
+        present.store(&host(1), &two).await.unwrap();
+        assert!(past.store(&host(1), &three).await.is_err());
+        assert_eq!(present.load().await.unwrap(), [(host(1), two)]);
+        // Should it lead again after all, its next attempt counts.
+        past.store(&host(1), &three).await.unwrap();
+        past.store(&host(1), &Owned::new()).await.unwrap();
+        assert_eq!(present.load().await.unwrap(), []);
+        assert!(present.store(&host(1), &one).await.is_ok());
     }
 
     #[test]

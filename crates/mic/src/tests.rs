@@ -8,6 +8,7 @@ use std::time::Duration;
 use podid_policy::ids::{ClientId, ResourceId};
 use podid_policy::matching::Scope;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -177,6 +178,40 @@ async fn a_pod_gets_its_identity_and_gives_it_back() {
         .await;
     assert_eq!(world.azure.patches().len(), 2);
     mic.stop().await;
+}
+
+#[tokio::test]
+async fn the_probe_and_the_metrics_tell_who_leads() {
+    let world = World::new();
+    let mic = Mic::new(
+        config("mic-0"),
+        world.api.client(),
+        Arc::new(world.azure.clone()),
+    );
+    let listeners = mic.bind().await.unwrap();
+    let (probe, metrics) = (listeners.probe().unwrap(), listeners.metrics().unwrap());
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(mic.run(listeners, shutdown.clone()));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !get(probe, "/healthz").await.ends_with("\r\n\r\nActive") {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let text = get(metrics, "/metrics").await;
+    assert!(text.contains("\naadpodidentity_mic_new_leader_election_count 1\n"));
+    assert!(text.contains("\npodid_mic_watch_interrupted{kind=\"Pod\"} 0\n"));
+    assert!(get(probe, "/debug/pprof").await.starts_with("HTTP/1.1 404"));
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
+}
+
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: mic\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 #[tokio::test(start_paused = true)]

@@ -132,6 +132,8 @@ impl Nmi {
         tasks.spawn(async move { ("metrics", socket("the metrics port", metrics.await)) });
         tasks.spawn(follow(Arc::clone(&self.shared), healths, stop.clone()));
         let outcome = tokio::select! {
+            // The tasks end at shutdown too, which is then no fault of theirs.
+            biased;
             () = shutdown.cancelled() => Ok(()),
             ended = tasks.join_next() => Err(fault(ended)),
         };

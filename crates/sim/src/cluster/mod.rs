@@ -6,8 +6,30 @@
 //! One conformance list holds it to the real server.
 
 mod api;
+mod builtin;
+mod catalog;
+mod columns;
+mod crd;
+mod defaults;
+mod delete;
+mod discovery;
+mod failure;
 mod faults;
 mod http;
+mod jsonpath;
+mod lifecycle;
+mod openapi;
+mod patch;
+mod path;
+mod read;
+mod rules;
+mod schema;
+mod selector;
+mod store;
+mod strategic;
+mod view;
+mod watch;
+mod write;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -1,0 +1,225 @@
+//! Custom resources: podid's own definitions, and their schemas enforced.
+
+use std::time::Duration;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{
+        ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+    },
+    runtime::wait,
+};
+use serde_json::{Value, json};
+
+use crate::{Subject, objects::refusal};
+
+/// Installs podid's definitions where they are not there yet, and waits until they are served.
+pub async fn install(client: &Client) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for definition in podid_api::crds::all().unwrap() {
+        match definitions
+            .create(&PostParams::default(), &definition)
+            .await
+        {
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            made => {
+                made.unwrap();
+            }
+        }
+        let name = definition.name_any();
+        let established = wait::conditions::is_crd_established();
+        let served = wait::await_condition(definitions.clone(), &name, established);
+        tokio::time::timeout(Duration::from_secs(10), served)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}
+
+async fn kind(s: &Subject, name: &str) -> Api<DynamicObject> {
+    install(&s.client).await;
+    let gvk = GroupVersionKind::gvk("aadpodidentity.k8s.io", "v1", name);
+    let plural = match name {
+        "AzureIdentity" => "azureidentities",
+        _ => "azureidentitybindings",
+    };
+    let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+    let api = Api::namespaced_with(s.client.clone(), &s.namespace, &resource);
+    // A real server serves a new kind a moment after it says so.
+    let served = async {
+        while api.list(&ListParams::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), served)
+        .await
+        .unwrap();
+    api
+}
+
+fn object(kind: &str, name: &str, spec: Value) -> DynamicObject {
+    serde_json::from_value(json!({
+        "apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec,
+    }))
+    .unwrap()
+}
+
+const RESOURCE: &str = "/subscriptions/s/resourcegroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/i";
+
+pub async fn the_definitions_are_served(s: Subject) {
+    let identities = kind(&s, "AzureIdentity").await;
+    let spec = json!({"type": 0, "ResourceID": RESOURCE, "ClientID": "c"});
+    let made = identities
+        .create(
+            &PostParams::default(),
+            &object("AzureIdentity", "article", spec),
+        )
+        .await
+        .unwrap();
+    assert_eq!(made.data["spec"]["ResourceID"], RESOURCE);
+    assert_eq!(made.metadata.generation, Some(1));
+    let groups = s.client.list_api_groups().await.unwrap();
+    assert!(
+        groups
+            .groups
+            .iter()
+            .any(|g| g.name == "aadpodidentity.k8s.io")
+    );
+    let kinds = s
+        .client
+        .list_api_group_resources("aadpodidentity.k8s.io/v1")
+        .await
+        .unwrap();
+    let identity = kinds
+        .resources
+        .iter()
+        .find(|r| r.name == "azureidentities")
+        .unwrap();
+    assert!(identity.namespaced && identity.kind == "AzureIdentity");
+    assert!(
+        kinds
+            .resources
+            .iter()
+            .any(|r| r.name == "azureidentities/status")
+    );
+}
+
+pub async fn unknown_fields_are_pruned_and_rules_refuse(s: Subject) {
+    let bindings = kind(&s, "AzureIdentityBinding").await;
+    let params = PostParams::default();
+    let spec = json!({"azureIdentity": "i", "selector": "myapp", "selektor": "x"});
+    let made = bindings
+        .create(&params, &object("AzureIdentityBinding", "b", spec))
+        .await
+        .unwrap();
+    assert_eq!(
+        made.data["spec"],
+        json!({"azureIdentity": "i", "selector": "myapp"})
+    );
+    let spec = json!({"azureIdentity": "i", "selektor": "myapp"});
+    let refused = refusal(
+        bindings
+            .create(&params, &object("AzureIdentityBinding", "c", spec))
+            .await,
+    );
+    assert_eq!((refused.0, refused.1.as_str()), (422, "Invalid"));
+    assert_eq!(
+        refused.2,
+        "AzureIdentityBinding.aadpodidentity.k8s.io \"c\" is invalid: spec: Invalid value: \"object\": \
+         spec.selector is required: the value of the pod label aadpodidbinding; check its spelling"
+    );
+}
+
+pub async fn values_are_checked(s: Subject) {
+    let identities = kind(&s, "AzureIdentity").await;
+    let attempt = async |spec: Value| {
+        let object = object("AzureIdentity", "x", spec);
+        refusal(identities.create(&PostParams::default(), &object).await).2
+    };
+    let base = |field: &str, value: Value| {
+        let mut spec = json!({"type": 0, "resourceID": RESOURCE, "clientID": "c"});
+        spec[field] = value;
+        spec
+    };
+    let about = "AzureIdentity.aadpodidentity.k8s.io \"x\" is invalid: ";
+    for (spec, expected) in [
+        (
+            base("type", json!(7)),
+            "spec.type: Unsupported value: 7: supported values: \"0\", \"1\", \"2\"",
+        ),
+        (
+            base("type", json!("0")),
+            "spec.type: Invalid value: \"string\": spec.type in body must be of type integer: \"string\"",
+        ),
+        (
+            base("clientID", json!("c".repeat(129))),
+            "spec.clientID: Too long: may not be more than 128 bytes",
+        ),
+    ] {
+        let message = attempt(spec).await;
+        assert!(
+            message.starts_with(about) && message.contains(expected),
+            "{message}"
+        );
+    }
+    let bare: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity", "metadata": {"name": "x"},
+    }))
+    .unwrap();
+    let refused = refusal(identities.create(&PostParams::default(), &bare).await);
+    assert_eq!(refused.2, format!("{about}spec: Required value"));
+}
+
+pub async fn generation_counts_the_spec_only(s: Subject) {
+    let identities = kind(&s, "AzureIdentity").await;
+    let spec = json!({"type": 0, "resourceID": RESOURCE, "clientID": "c"});
+    let mut wanted = object("AzureIdentity", "g", spec);
+    wanted.data["status"] = json!({"set": "by its creator"});
+    let made = identities
+        .create(&PostParams::default(), &wanted)
+        .await
+        .unwrap();
+    assert_eq!(made.data.get("status"), None);
+    let params = PatchParams::default();
+    let labelled = json!({"metadata": {"labels": {"a": "b"}}});
+    let labelled = identities
+        .patch("g", &params, &Patch::Merge(&labelled))
+        .await
+        .unwrap();
+    assert_eq!(labelled.metadata.generation, Some(1));
+    let status = json!({"status": {"conditions": []}, "spec": {"clientID": "other"}});
+    let reported = identities
+        .patch_status("g", &params, &Patch::Merge(&status))
+        .await
+        .unwrap();
+    assert_eq!(reported.metadata.generation, Some(1));
+    assert_eq!(reported.data["spec"]["clientID"], "c");
+    assert_eq!(reported.data["status"], json!({"conditions": []}));
+    let changed = json!({"spec": {"clientID": "d"}, "status": {"ignored": true}});
+    let changed = identities
+        .patch("g", &params, &Patch::Merge(&changed))
+        .await
+        .unwrap();
+    assert_eq!(changed.metadata.generation, Some(2));
+    assert_eq!(changed.data["status"], json!({"conditions": []}));
+    let strategic = Patch::Strategic(json!({"spec": {"clientID": "e"}}));
+    assert_eq!(
+        refusal(identities.patch("g", &params, &strategic).await).0,
+        415
+    );
+    let mut blind = changed;
+    blind.metadata.resource_version = None;
+    let refused = refusal(
+        identities
+            .replace("g", &PostParams::default(), &blind)
+            .await,
+    );
+    assert!(
+        refused
+            .2
+            .contains("metadata.resourceVersion: Invalid value"),
+        "{}",
+        refused.2
+    );
+}

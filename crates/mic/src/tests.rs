@@ -20,6 +20,7 @@ use crate::testing::{host, id, provider_id};
 use crate::{Config, Mic, MicError};
 
 mod chaos;
+mod cluster;
 mod faults;
 mod scale;
 mod simulated;

@@ -13,6 +13,7 @@ use super::{
     faults::Faults,
     openapi,
     path::Target,
+    protobuf,
     store::Store,
     view::Form,
     write::Write,
@@ -100,6 +101,7 @@ impl Request {
                 let text = std::str::from_utf8(&self.body).map_err(|e| malformed(e.to_string()))?;
                 serde_saphyr::from_str(text).map_err(|e| malformed(e.to_string()))
             }
+            protobuf::MEDIA_TYPE => protobuf::read(&self.body).map_err(malformed),
             "" | "application/json" | "*/*" => {
                 serde_json::from_slice(&self.body).map_err(|e| malformed(e.to_string()))
             }

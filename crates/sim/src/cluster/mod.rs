@@ -21,6 +21,7 @@ mod lifecycle;
 mod openapi;
 mod patch;
 mod path;
+mod protobuf;
 mod read;
 mod rules;
 mod schema;

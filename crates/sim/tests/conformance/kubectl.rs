@@ -166,6 +166,50 @@ pub async fn a_person_applies_reads_and_deletes(s: Subject) {
     ok(&s, &["delete", "-f", "-"], BINDING);
 }
 
+pub async fn a_person_creates_by_command(s: Subject) {
+    ok(
+        &s,
+        &["create", "configmap", "map", "--from-literal=a=b"],
+        "",
+    );
+    ok(
+        &s,
+        &[
+            "create",
+            "secret",
+            "generic",
+            "secret",
+            "--from-literal=a=b",
+        ],
+        "",
+    );
+    let read = ["get", "secret", "secret", "-o", "jsonpath={.data.a}"];
+    assert_eq!(ok(&s, &read, ""), "Yg==");
+    let read = ["get", "configmap", "map", "-o", "jsonpath={.data.a}"];
+    assert_eq!(ok(&s, &read, ""), "b");
+    ok(&s, &["create", "serviceaccount", "robot"], "");
+    assert!(!ok(&s, &["create", "token", "robot"], "").is_empty());
+    let gone = [
+        "delete",
+        "configmap,secret,serviceaccount",
+        "map",
+        "secret",
+        "robot",
+        "--ignore-not-found",
+    ];
+    ok(&s, &gone, "");
+    let another = format!("{}-more", s.namespace);
+    let made = ok(&s, &["create", "ns", &another], "");
+    assert_eq!(made, format!("namespace/{another} created"));
+    let phase = ok(
+        &s,
+        &["get", "ns", &another, "-o", "jsonpath={.status.phase}"],
+        "",
+    );
+    assert_eq!(phase, "Active");
+    ok(&s, &["delete", "ns", &another, "--wait=false"], "");
+}
+
 pub async fn a_person_sees_columns(s: Subject) {
     resources::install(&s.client).await;
     let identity = "\

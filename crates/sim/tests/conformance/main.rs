@@ -106,6 +106,7 @@ conformance![
     watching::a_selector_decides_what_a_watch_sees,
     watching::a_reflector_keeps_up,
     kubectl::a_person_applies_reads_and_deletes,
+    kubectl::a_person_creates_by_command,
     kubectl::a_person_sees_columns,
     kubectl::a_person_is_told_what_is_wrong,
     kubectl::a_person_explores,

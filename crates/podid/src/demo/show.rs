@@ -80,11 +80,13 @@ impl Show {
             write!(io::stdout(), "\r\x1b[2K")?;
         }
         let title = step.title;
-        if self.width < TITLE + NARROW {
+        let beside =
+            self.width >= TITLE + NARROW && TITLE + detail.chars().count() + 8 <= self.width;
+        if beside {
+            self.line(&format!("  {number:>2} {mark} {title:<TITLE$} {detail}"))?;
+        } else {
             self.line(&format!("  {number:>2} {mark} {title}"))?;
             self.wrapped(detail, "")?;
-        } else {
-            self.line(&format!("  {number:>2} {mark} {title:<TITLE$} {detail}"))?;
         }
         self.wrapped(step.why, "2")
     }

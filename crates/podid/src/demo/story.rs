@@ -278,18 +278,18 @@ async fn token(stage: &mut Stage) -> anyhow::Result<String> {
         claims["appid"] == stage.reader()?.client_id,
         "the token is someone else's"
     );
-    let hours = second.body["expires_in"]
+    let seconds: u64 = second.body["expires_in"]
         .as_str()
-        .and_then(|s| s.parse::<u64>().ok())
-        .unwrap_or(0)
-        / 3600;
+        .unwrap_or_default()
+        .parse()?;
+    let hours = (seconds + 1800) / 3600;
     let ms = |took: Duration| took.as_secs_f64() * 1e3;
     Ok(format!(
         "200 in {:.1} ms, then {:.1} ms · for {} · {} h",
         ms(first.took),
         ms(second.took),
         claims["aud"].as_str().unwrap_or_default(),
-        hours + 1
+        hours
     ))
 }
 

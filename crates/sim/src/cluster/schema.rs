@@ -190,14 +190,30 @@ impl Schema {
         }
     }
 
-    /// Everything that is wrong with a whole object. Rules are evaluated only when the values fit the schema.
+    /// Everything that is wrong with a whole object. Rules are evaluated only when the values have the right shape.
     pub(super) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = Vec::new();
         self.values(object, "", &mut causes);
-        if causes.is_empty() {
+        let blocked = causes
+            .iter()
+            .any(|cause| cause.reason != "FieldValueInvalid");
+        if !blocked {
             self.check_rules(object, old, "", &mut causes);
+        } else if self.has_rules() {
+            let why = "some validation rules were not checked because the object was invalid; correct the existing \
+                       errors to complete validation";
+            causes.push(Cause::invalid("<nil>", &Value::Null, why));
         }
         causes
+    }
+
+    fn has_rules(&self) -> bool {
+        let inner = self
+            .items
+            .as_deref()
+            .into_iter()
+            .chain(self.additional.as_deref());
+        !self.rules.is_empty() || inner.chain(self.properties.values()).any(Self::has_rules)
     }
 
     fn values(&self, value: &Value, path: &str, causes: &mut Vec<Cause>) {

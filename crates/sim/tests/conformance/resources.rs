@@ -168,7 +168,9 @@ pub async fn values_are_checked(s: Subject) {
     }))
     .unwrap();
     let refused = refusal(identities.create(&PostParams::default(), &bare).await);
-    assert_eq!(refused.2, format!("{about}spec: Required value"));
+    let expected = "[spec: Required value, <nil>: Invalid value: null: some validation rules were not checked because \
+                    the object was invalid; correct the existing errors to complete validation]";
+    assert_eq!(refused.2, format!("{about}{expected}"));
 }
 
 pub async fn generation_counts_the_spec_only(s: Subject) {

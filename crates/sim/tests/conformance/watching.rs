@@ -56,7 +56,8 @@ pub async fn a_watch_sees_what_happens(s: Subject) {
         .await
         .unwrap();
     assert_eq!(next(&mut events).await, ("DELETED", "before".to_owned()));
-    // Without a resourceVersion the present comes first.
+    // From the version 0 the present comes first. (With bookmarks, a server on etcd before 3.4.25 refuses this.)
+    let selected = selected.disable_bookmarks();
     let mut events = pin!(maps.watch(&selected, "0").await.unwrap());
     assert_eq!(next(&mut events).await, ("ADDED", "new".to_owned()));
 }
@@ -92,7 +93,7 @@ pub async fn a_reflector_keeps_up(s: Subject) {
     }
     for config in [
         watcher::Config::default().labels("r").page_size(2),
-        watcher::Config::default().labels("r").streaming_lists(),
+        watcher::Config::default().labels("r").any_semantic(),
     ] {
         let (store, writer) = reflector::store();
         let stream = watcher(maps.clone(), config).reflect(writer);

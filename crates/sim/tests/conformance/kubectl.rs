@@ -241,6 +241,12 @@ spec: { type: 0, resourceID: /subscriptions/x, clientID: 6f1c22ab }
         words(&["get", "po"], 1)[..4],
         ["myapp", "0/2", "Pending", "0"]
     );
+    let watched = run(&s, &["get", "pods", "-w", "--request-timeout=1s"], "");
+    let watched = text(&watched.stdout);
+    assert!(
+        watched.starts_with("NAME") && watched.contains("\nmyapp "),
+        "{watched}"
+    );
     let wide = words(&["get", "pods", "-o", "wide"], 0);
     assert_eq!(wide[5..8], ["IP", "NODE", "NOMINATED"]);
     assert_eq!(

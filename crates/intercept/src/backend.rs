@@ -5,8 +5,8 @@ use std::hash::{Hash, Hasher as _};
 
 use crate::{Error, Rules, iptables, nftables, routing};
 
-/// How packets are intercepted. Both give the same answer to a pod but one: while NMI is dead, nftables refuses at once and
-/// iptables, whose transparent-proxy target has no other way, drops.
+/// How packets are intercepted. Both give the same answers to a pod but one: while NMI is dead, nftables refuses at once and
+/// iptables drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
     /// One table `inet podid`, replaced in one transaction.

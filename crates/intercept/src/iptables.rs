@@ -147,14 +147,20 @@ fn chains(rules: &Rules) -> Vec<Chain> {
             ],
         },
     ];
+    let mut input = vec![
+        format!("{asked} -m socket --nowildcard --transparent -j RETURN"),
+        // This table cannot refuse. Whoever else listens at that port, on all addresses, must not be taken for NMI.
+        format!("{asked} -j DROP"),
+    ];
     if !rules.direct {
-        let rule =
-            format!("! -i lo -p tcp -m tcp --dport {listen_port} --tcp-flags SYN,ACK SYN -j DROP");
-        chains.push(Chain {
-            hook: "INPUT",
-            rules: vec![rule],
-        });
+        input.push(format!(
+            "! -i lo -p tcp -m tcp --dport {listen_port} --tcp-flags SYN,ACK SYN -j DROP"
+        ));
     }
+    chains.push(Chain {
+        hook: "INPUT",
+        rules: input,
+    });
     if rules.host_network {
         let back = format!("{asked} {foreign} -j MARK --set-xmark {mark}");
         let stop = format!("! -o lo {asked} {foreign} -j DROP");

@@ -54,38 +54,37 @@ pub(crate) async fn cleanup() -> Result<(), Error> {
 }
 
 fn chains(rules: &Rules) -> Vec<Chain> {
-    let mut chains = vec![prerouting(rules), forward(rules)];
-    if !rules.direct {
-        chains.push(input(rules));
-    }
+    let mut chains = vec![prerouting(rules), forward(rules), input(rules)];
     if rules.host_network {
         chains.extend([output(rules), postrouting(rules)]);
     }
     chains
 }
 
-/// Hands packets to the listener. Without a transparent listener the first rule does not apply and the second refuses.
+/// Hands packets to the listener, and marks them so that the policy route delivers them to the node itself. The socket that is
+/// chosen here is forgotten on a bridge whose packets are shown to the IP rules (`br_netfilter`); there the listener at the
+/// metadata address is found instead. Without any listener `input` refuses.
 fn prerouting(rules: &Rules) -> Chain {
-    let Rules {
-        metadata,
-        metadata_port,
-        listen_port,
-        mark_tproxy,
-        ..
-    } = rules;
-    let asked = format!("ip daddr {metadata} tcp dport {metadata_port}");
-    let target = rules.target();
+    let (asked, mark) = (asked(rules), rules.mark_tproxy);
+    let (target, port) = (rules.target(), rules.listen_port);
     Chain {
         name: "prerouting",
         kind: "filter",
         priority: -150,
         rules: vec![
             format!(
-                "{asked} tproxy ip to {target}:{listen_port} meta mark set meta mark | {mark_tproxy:#x} accept"
+                "{asked} tproxy ip to {target}:{port} meta mark set meta mark | {mark:#x} accept"
             ),
-            format!("{asked} reject with tcp reset"),
+            format!("{asked} meta mark set meta mark | {mark:#x} accept"),
         ],
     }
+}
+
+fn asked(rules: &Rules) -> String {
+    format!(
+        "ip daddr {} tcp dport {}",
+        rules.metadata, rules.metadata_port
+    )
 }
 
 /// Nothing of a pod gets past the node to the metadata address, and nothing comes back from it, whatever came before.
@@ -103,16 +102,26 @@ fn forward(rules: &Rules) -> Chain {
     }
 }
 
-/// Keeps others from opening connections to the listener's own port; intercepted packets still carry the metadata port.
+/// Refuses requests while NMI does not listen, also when somebody else listens at that port on all addresses; and keeps others
+/// from NMI's own port.
 fn input(rules: &Rules) -> Chain {
-    let port = rules.listen_port;
+    let asked = asked(rules);
+    let mut input = vec![
+        // Only who may intercept can have such a socket.
+        format!("{asked} socket transparent 1 accept"),
+        format!("{asked} reject with tcp reset"),
+    ];
+    if !rules.direct {
+        let port = rules.listen_port;
+        input.push(format!(
+            "iifname != \"lo\" tcp dport {port} tcp flags & (syn | ack) == syn reject with tcp reset"
+        ));
+    }
     Chain {
         name: "input",
         kind: "filter",
         priority: -150,
-        rules: vec![format!(
-            "iifname != \"lo\" tcp dport {port} tcp flags & (syn | ack) == syn reject with tcp reset"
-        )],
+        rules: input,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `podid nmi`: the flags of the original's `nmi`, and what they mean here.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -193,7 +193,7 @@ impl Nmi {
         let intercepts = self.interception.how != How::None;
         let address = SocketAddr::new(self.door.nmi_listen_address, self.door.nmi_port);
         // Before anything else: a connect is answered, if only with "not yet".
-        let door = listen(address, intercepts).context("--nmi-listen-address and --nmi-port")?;
+        let doors = self.doors(address, &rules)?;
         let client = run::client(self.kubeconfig.as_deref()).await?;
         let mark = intercepts.then_some(rules.mark_own);
         let upstream = self.upstream(client.clone(), mark)?;
@@ -201,7 +201,7 @@ impl Nmi {
         let config = self.config()?;
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
         let nmi = podid_nmi::Nmi::new(config, client, upstream, active);
-        let listeners = nmi.bind(vec![door])?;
+        let listeners = nmi.bind(doors)?;
         let outcome = nmi.run(listeners, shutdown.clone()).await;
         shutdown.cancel();
         if let Some(keeping) = keeping {
@@ -228,6 +228,22 @@ impl Nmi {
             host_network: self.interception.intercept_host_network,
             ..Rules::default()
         })
+    }
+
+    fn doors(&self, address: SocketAddr, rules: &Rules) -> anyhow::Result<Vec<TcpListener>> {
+        let intercepts = self.interception.how != How::None;
+        let flags = "--nmi-listen-address and --nmi-port";
+        let mut doors = vec![listen(address, intercepts).context(flags)?];
+        if intercepts {
+            match listen((rules.metadata, rules.metadata_port).into(), true) {
+                Ok(door) => doors.push(door),
+                Err(error) => tracing::warn!(
+                    reason = %error,
+                    "something else on this node listens at the metadata port; pods behind a bridge whose packets are shown to iptables (bridge-nf-call-iptables) will be refused"
+                ),
+            }
+        }
+        Ok(doors)
     }
 
     /// Starts the keeper of the rules; what it gives says whether they are in place.

@@ -1,0 +1,320 @@
+//! A real kube-apiserver with its etcd, for one test or a few.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::certs::{self, ServerFiles};
+use crate::process::{Process, command, free_ports};
+use crate::scratch;
+use crate::tools::Kubernetes;
+
+const READY_WITHIN: Duration = Duration::from_secs(90);
+const KUBECTL_WITHIN: Duration = Duration::from_secs(60);
+const TOKEN: &str = "admin-of-a-throw-away-cluster";
+const STARTS: u32 = 3;
+
+/// How an [`ApiServer`] is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Further addresses of this machine at which clients in other network namespaces reach it. Without any it listens on loopback alone.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// A running API server. No controller, scheduler or kubelet runs beside it: pods stay as the test writes them.
+///
+/// Dropped, the server and all that it kept are thrown away.
+#[derive(Debug)]
+pub struct ApiServer {
+    port: u16,
+    kubectl: PathBuf,
+    ca: PathBuf,
+    apiserver: Process,
+    // Declared after the server, so that the server ends first.
+    _etcd: Process,
+    folder: TempDir,
+}
+
+impl ApiServer {
+    /// Starts one and waits until it is ready, with its namespace `default`.
+    ///
+    /// # Errors
+    /// When a program is missing (saying what to install) or the server is not ready in time (with the end of its log).
+    pub async fn start() -> Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    /// As [`ApiServer::start`], with options.
+    ///
+    /// # Errors
+    /// As [`ApiServer::start`].
+    pub async fn start_with(options: Options) -> Result<Self> {
+        let programs = tokio::task::spawn_blocking(Kubernetes::find).await??;
+        let mut attempt = 1;
+        loop {
+            match Self::try_start(&programs, &options).await {
+                // A port that was free may be taken by another test meanwhile.
+                Err(error)
+                    if attempt < STARTS
+                        && format!("{error:#}").contains("address already in use") =>
+                {
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_start(programs: &Kubernetes, options: &Options) -> Result<Self> {
+        let folder = scratch::folder("apiserver")?;
+        let [etcd_port, peer_port, port] = free_ports()?;
+        let etcd = start_etcd(programs, folder.path(), etcd_port, peer_port)?;
+        let addresses: Vec<IpAddr> = std::iter::once(Ipv4Addr::LOCALHOST)
+            .chain(options.addresses.iter().copied())
+            .map(IpAddr::V4)
+            .collect();
+        let tls = certs::server(
+            folder.path(),
+            &["localhost", "kubernetes.default.svc"],
+            &addresses,
+        )?;
+        let bind = if options.addresses.is_empty() {
+            Ipv4Addr::LOCALHOST
+        } else {
+            Ipv4Addr::UNSPECIFIED
+        };
+        let apiserver = start_apiserver(programs, folder.path(), &tls, bind, etcd_port, port)?;
+        let server = Self {
+            port,
+            kubectl: programs.kubectl.clone(),
+            ca: tls.ca,
+            apiserver,
+            _etcd: etcd,
+            folder,
+        };
+        server.write_kubeconfig(Ipv4Addr::LOCALHOST)?;
+        server.wait_until_ready().await?;
+        Ok(server)
+    }
+
+    /// The secure port, on loopback and on the addresses of the options.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A kubeconfig file of an administrator, by way of loopback.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.kubeconfig_path(Ipv4Addr::LOCALHOST)
+    }
+
+    /// A kubeconfig file that reaches the server at one of the addresses of the options.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn kubeconfig_at(&self, address: Ipv4Addr) -> Result<PathBuf> {
+        self.write_kubeconfig(address)
+    }
+
+    /// The program kubectl of the same version.
+    pub fn kubectl(&self) -> &Path {
+        &self.kubectl
+    }
+
+    /// A client of an administrator.
+    ///
+    /// # Errors
+    /// When the kubeconfig is not usable.
+    pub async fn client(&self) -> Result<Client> {
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig())?;
+        let config =
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
+
+    /// Runs kubectl with these arguments and this standard input.
+    ///
+    /// # Errors
+    /// When kubectl does not start or end in time; that it failed is in the output's status.
+    pub async fn run_kubectl(&self, arguments: &[&str], stdin: &str) -> Result<Output> {
+        let mut child = tokio::process::Command::new(&self.kubectl)
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("kubectl does not start")?;
+        let mut input = child
+            .stdin
+            .take()
+            .context("kubectl has no standard input")?;
+        let exchange = async {
+            // kubectl that refuses its arguments closes its input unread.
+            let _ = input.write_all(stdin.as_bytes()).await;
+            drop(input);
+            child.wait_with_output().await
+        };
+        Ok(timeout(KUBECTL_WITHIN, exchange)
+            .await
+            .with_context(|| format!("kubectl {arguments:?} does not end"))??)
+    }
+
+    /// Installs podid's four CustomResourceDefinitions and waits until they are served.
+    ///
+    /// # Errors
+    /// When the server refuses one or does not serve it in time.
+    pub async fn install_crds(&self) -> Result<()> {
+        let api: Api<CustomResourceDefinition> = Api::all(self.client().await?);
+        let definitions = podid_api::crds::all()?;
+        for crd in &definitions {
+            api.create(&PostParams::default(), crd).await?;
+        }
+        let deadline = Instant::now() + READY_WITHIN;
+        for crd in &definitions {
+            let name = crd.metadata.name.as_deref().unwrap_or_default();
+            while !is_established(&api.get(name).await?) {
+                if Instant::now() > deadline {
+                    bail!("the API server does not serve {name}");
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait_until_ready(&self) -> Result<()> {
+        let client = self.client().await?;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            let readyz = http::Request::get("/readyz").body(Vec::new())?;
+            let failure = match client.request_text(readyz).await {
+                Ok(_) => match namespaces.get_opt("default").await {
+                    Ok(Some(_)) => return Ok(()),
+                    Ok(None) => "it has no namespace default".to_owned(),
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            for part in [&self.apiserver, &self._etcd] {
+                if part.has_ended() {
+                    bail!("the API server or its etcd ended: {}", part.log());
+                }
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "the API server is not ready: {failure}\n{}",
+                    self.apiserver.log()
+                );
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn kubeconfig_path(&self, address: Ipv4Addr) -> PathBuf {
+        self.folder.path().join(format!("kubeconfig-{address}"))
+    }
+
+    fn write_kubeconfig(&self, address: Ipv4Addr) -> Result<PathBuf> {
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{ "name": "test", "cluster": {
+                "server": format!("https://{address}:{}", self.port), "certificate-authority": self.ca } }],
+            "users": [{ "name": "admin", "user": { "token": TOKEN } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "admin" } }],
+        });
+        let path = self.kubeconfig_path(address);
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+}
+
+fn start_etcd(programs: &Kubernetes, folder: &Path, client: u16, peer: u16) -> Result<Process> {
+    let mut etcd = command(None, &programs.etcd);
+    let (client, peer) = (
+        format!("http://127.0.0.1:{client}"),
+        format!("http://127.0.0.1:{peer}"),
+    );
+    etcd.arg("--unsafe-no-fsync")
+        .arg("--data-dir")
+        .arg(folder.join("etcd"))
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .args(["--initial-cluster", &format!("default={peer}")]);
+    Process::spawn(etcd, &folder.join("etcd.log"))
+}
+
+fn start_apiserver(
+    programs: &Kubernetes,
+    folder: &Path,
+    tls: &ServerFiles,
+    bind: Ipv4Addr,
+    etcd: u16,
+    port: u16,
+) -> Result<Process> {
+    let (signing_key, public_key) = (folder.join("accounts.key"), folder.join("accounts.pub"));
+    let (private, public) = certs::key_pair()?;
+    std::fs::write(&signing_key, private)?;
+    std::fs::write(&public_key, public)?;
+    let tokens = folder.join("tokens.csv");
+    std::fs::write(&tokens, format!("{TOKEN},admin,admin,system:masters\n"))?;
+    let files = [
+        ("--tls-cert-file", &tls.cert),
+        ("--tls-private-key-file", &tls.key),
+        ("--token-auth-file", &tokens),
+        ("--service-account-key-file", &public_key),
+        ("--service-account-signing-key-file", &signing_key),
+    ];
+    let mut apiserver = command(None, &programs.apiserver);
+    apiserver
+        .arg(format!("--etcd-servers=http://127.0.0.1:{etcd}"))
+        .arg(format!("--secure-port={port}"))
+        .arg(format!("--bind-address={bind}"))
+        .args([
+            "--advertise-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",
+        ])
+        .args([
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--allow-privileged=true",
+        ])
+        .args(["--authorization-mode=RBAC", "--anonymous-auth=false"])
+        // No controller makes the service account of a namespace, without which this one refuses every pod.
+        .arg("--disable-admission-plugins=ServiceAccount")
+        .arg("--service-account-issuer=https://kubernetes.default.svc")
+        .arg(format!("--cert-dir={}", folder.display()));
+    for (flag, path) in files {
+        apiserver.arg(format!("{flag}={}", path.display()));
+    }
+    Process::spawn(apiserver, &folder.join("kube-apiserver.log"))
+}
+
+fn is_established(crd: &CustomResourceDefinition) -> bool {
+    crd.status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten())
+        .any(|condition| condition.type_ == "Established" && condition.status == "True")
+}

@@ -1,0 +1,156 @@
+//! Programs that run beside a test and never outlive it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+
+const LOG_TAIL: usize = 4000;
+
+/// A command that the kernel kills when the thread that spawned it ends, run inside a network namespace when one is named.
+pub fn command(netns: Option<&str>, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]);
+    if let Some(name) = netns {
+        command.args(["ip", "netns", "exec", name]);
+    }
+    command.arg(program.as_ref()).stdin(Stdio::null());
+    command
+}
+
+/// A running program. Killed and reaped on drop, and by the kernel when the test process dies first.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    log: PathBuf,
+    stop: Option<Sender<()>>,
+    keeper: Option<JoinHandle<Option<ExitStatus>>>,
+}
+
+impl Process {
+    /// Starts what [`command`] made, its output going to the file `log`.
+    ///
+    /// # Errors
+    /// When the program or the log file cannot be had.
+    pub fn spawn(mut command: Command, log: &Path) -> Result<Self> {
+        let out = File::create(log).with_context(|| format!("no log {}", log.display()))?;
+        command.stdout(out.try_clone()?).stderr(out);
+        let (stop, stopped) = mpsc::channel();
+        let (started, start) = mpsc::channel();
+        // The kernel's death signal follows the spawning thread, not its process: this one lives as long as the value,
+        // while the thread of a test that shares it with others may end earlier.
+        let keeper = std::thread::spawn(move || {
+            let mut child = match command.spawn() {
+                Ok(child) => child,
+                Err(error) => {
+                    let _ = started.send(Err(anyhow!("{command:?} does not start: {error}")));
+                    return None;
+                }
+            };
+            let _ = started.send(Ok(child.id()));
+            loop {
+                match stopped.recv_timeout(Duration::from_millis(50)) {
+                    Err(RecvTimeoutError::Timeout) => {
+                        if let Ok(Some(status)) = child.try_wait() {
+                            return Some(status);
+                        }
+                    }
+                    Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                        let _ = child.kill();
+                        return child.wait().ok();
+                    }
+                }
+            }
+        });
+        let pid = start.recv().context("the spawning thread died")??;
+        Ok(Self {
+            pid,
+            log: log.to_owned(),
+            stop: Some(stop),
+            keeper: Some(keeper),
+        })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.keeper.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Kills it (SIGKILL) and waits until it is gone.
+    pub fn kill(&mut self) {
+        drop(self.stop.take());
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+
+    /// The end of what it has printed so far.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(&self.log).unwrap_or_default();
+        let from = bytes.len().saturating_sub(LOG_TAIL);
+        String::from_utf8_lossy(&bytes[from..]).into_owned()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Free TCP ports of the loopback address, all different. Another program may take one before it is used.
+///
+/// # Errors
+/// When the machine has no free ports.
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let mut held = Vec::with_capacity(N);
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch;
+
+    #[test]
+    fn a_dropped_process_is_gone() {
+        let folder = scratch::folder("process").unwrap();
+        let mut sleep = command(None, "sleep");
+        sleep.arg("600");
+        let process = Process::spawn(sleep, &folder.path().join("log")).unwrap();
+        let pid = process.pid();
+        assert!(!process.has_ended());
+        assert!(!scratch::is_dead(pid));
+        drop(process);
+        assert!(scratch::is_dead(pid));
+    }
+
+    #[test]
+    fn its_output_is_kept() {
+        let folder = scratch::folder("process").unwrap();
+        let mut echo = command(None, "echo");
+        echo.arg("hello");
+        let process = Process::spawn(echo, &folder.path().join("log")).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !process.has_ended() {
+            assert!(std::time::Instant::now() < deadline, "echo does not end");
+            std::thread::yield_now();
+        }
+        assert_eq!(process.log(), "hello\n");
+    }
+}

@@ -1,0 +1,80 @@
+//! Where the programs that the tests start come from.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// A real Kubernetes, as far as the tests need one.
+#[derive(Debug, Clone)]
+pub struct Kubernetes {
+    /// The program kube-apiserver.
+    pub apiserver: PathBuf,
+    /// The program kubectl.
+    pub kubectl: PathBuf,
+    /// The program etcd.
+    pub etcd: PathBuf,
+}
+
+impl Kubernetes {
+    /// Finds the programs in `KUBEBUILDER_ASSETS` where that is set, else in the cache of `tools/setup`, building them when they are not there.
+    ///
+    /// # Errors
+    /// When one cannot be had, saying what to install.
+    pub fn find() -> Result<Self> {
+        let given = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+        let assets = match &given {
+            Some(folder) => folder.clone(),
+            None => built()?,
+        };
+        let etcd = given
+            .map(|folder| folder.join("etcd"))
+            .filter(|path| path.is_file())
+            .or_else(|| on_path("etcd"))
+            .context("etcd is not there: run tools/setup (the package is etcd-server, or etcd on older systems), or set KUBEBUILDER_ASSETS")?;
+        let found = Self {
+            apiserver: assets.join("kube-apiserver"),
+            kubectl: assets.join("kubectl"),
+            etcd,
+        };
+        for program in [&found.apiserver, &found.kubectl] {
+            if !program.is_file() {
+                bail!(
+                    "{} is not there: KUBEBUILDER_ASSETS must name a folder with kube-apiserver and kubectl; unset it to use those of tools/setup",
+                    program.display()
+                );
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn built() -> Result<PathBuf> {
+    let script = repository().join("tools/kube/build");
+    let output = Command::new(&script)
+        .output()
+        .with_context(|| format!("{} does not start", script.display()))?;
+    if !output.status.success() {
+        bail!(
+            "kube-apiserver is neither cached nor can it be built: run tools/setup, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
+
+/// The program of this name that a shell would start, the tests' own virtual environment first.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::iter::once(repository().join(".venv/bin"))
+        .chain(std::env::split_paths(&path))
+        .chain(["/usr/sbin", "/usr/bin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+}

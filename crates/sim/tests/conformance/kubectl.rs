@@ -1,5 +1,6 @@
 //! What a person does with the real `kubectl`.
 
+use podid_testkit::tools::Kubernetes;
 use std::{
     io::Write as _,
     process::{Command, Output, Stdio},
@@ -10,7 +11,7 @@ use crate::{Subject, resources};
 /// Runs `kubectl` in the test's namespace.
 fn run(s: &Subject, args: &[&str], input: &str) -> Output {
     let home = tempfile::tempdir().unwrap();
-    let mut child = Command::new("kubectl")
+    let mut child = Command::new(Kubernetes::find().unwrap().kubectl)
         .arg("--kubeconfig")
         .arg(s.kubeconfig.path())
         .args(["-n", &s.namespace])
@@ -20,7 +21,7 @@ fn run(s: &Subject, args: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("kubectl is installed");
+        .unwrap();
     child
         .stdin
         .take()

@@ -1,5 +1,5 @@
-//! One list of questions, asked of the simulated cluster and, when `PODID_TEST_KUBECONFIG` names one, of a real API
-//! server. A different answer is a fault of the simulator.
+//! One list of questions, asked of the simulated cluster and of a real kube-apiserver. A different answer is a fault of the
+//! simulator.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,9 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use podid_sim::cluster::{Cluster, Config};
+use podid_testkit::apiserver::ApiServer;
 use serde_json::json;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 /// A server under test, and a namespace of the test's own.
@@ -57,7 +59,7 @@ async fn subject(kubeconfig: &str) -> Subject {
     }
 }
 
-/// Asks the question of every server there is.
+/// Asks the question of both servers.
 pub async fn ask<F: Future<Output = ()>>(question: impl Fn(Subject) -> F) {
     let cluster = Cluster::bind(Config::default()).await.unwrap();
     let kubeconfig = cluster.kubeconfig();
@@ -67,10 +69,10 @@ pub async fn ask<F: Future<Output = ()>>(question: impl Fn(Subject) -> F) {
     shutdown.cancel();
     running.await.unwrap().unwrap();
 
-    let Ok(path) = std::env::var("PODID_TEST_KUBECONFIG") else {
-        return;
-    };
-    let kubeconfig = std::fs::read_to_string(path).unwrap();
+    // One for all questions, as it takes seconds to start; it ends with this process.
+    static REAL: OnceCell<ApiServer> = OnceCell::const_new();
+    let real = REAL.get_or_init(|| async { ApiServer::start().await.unwrap() });
+    let kubeconfig = std::fs::read_to_string(real.await.kubeconfig()).unwrap();
     question(subject(&kubeconfig).await).await;
 }
 

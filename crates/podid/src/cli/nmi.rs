@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::compat::{Logging, duration};
 use super::run;
 
-/// A token is had from its issuer within this time.
-const UPSTREAM: Duration = Duration::from_secs(20);
+/// A token is had from its issuer within this time; after that the client is told to come back, which it does by itself.
+const UPSTREAM: Duration = Duration::from_secs(5);
 /// Clients take a token with less life for expired.
 const TOKEN_FLOOR: Duration = Duration::from_secs(300);
 /// By this text the kubelet's file says that it uses kubenet.

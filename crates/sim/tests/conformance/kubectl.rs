@@ -367,3 +367,95 @@ pub async fn a_person_explores(s: Subject) {
         "",
     );
 }
+
+const RESOURCE: &str = "/subscriptions/s/resourcegroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/reader-id";
+const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
+
+/// The three manifests as printed in the article that introduced these resources, with its placeholders filled in.
+fn printed() -> [String; 3] {
+    let fill = |yaml: &str| {
+        yaml.replace("<your_managed_identity_name>", "reader-id")
+            .replace(
+                "<your_managed_identity_name from the previous step>",
+                "reader-id",
+            )
+            .replace("<the managed identity id returned previously>", RESOURCE)
+            .replace(
+                "<the managed identity clientId returned previously>",
+                CLIENT,
+            )
+            .replace("<your_app_selector_name>", "myapp")
+    };
+    [
+        fill(include_str!(
+            "../../../podid/src/demo/article/aadpodidentity.yaml"
+        )),
+        fill(include_str!(
+            "../../../podid/src/demo/article/aadpodidentitybinding.yaml"
+        )),
+        fill(include_str!(
+            "../../../podid/src/demo/article/aad-identity-exception.yaml"
+        )),
+    ]
+}
+
+pub async fn the_older_spelling_applies_as_printed(s: Subject) {
+    resources::install(&s.client).await;
+    for manifest in printed() {
+        ok(&s, &["apply", "-f", "-"], &manifest);
+    }
+    let field =
+        |kind: &str, path: &str| ok(&s, &["get", kind, "-o", &format!("jsonpath={path}")], "");
+    assert_eq!(
+        field("azureidentities", "{.items[0].spec.ClientID}"),
+        CLIENT
+    );
+    assert_eq!(
+        field("azureidentities", "{.items[0].spec.ResourceID}"),
+        RESOURCE
+    );
+    assert_eq!(
+        field("azureidentitybindings", "{.items[0].spec.Selector}"),
+        "myapp"
+    );
+    assert_eq!(
+        field("azurepodidentityexceptions", "{.items[0].spec.PodLabels}"),
+        r#"{"noaad":true}"#
+    );
+    let today = printed()[0]
+        .replace("ResourceID", "resourceID")
+        .replace("ClientID", "clientID");
+    ok(&s, &["replace", "-f", "-"], &today);
+    assert!(ok(&s, &["get", "azureidentities"], "").contains(CLIENT));
+}
+
+pub async fn a_misspelt_field_is_refused_by_its_right_name(s: Subject) {
+    resources::install(&s.client).await;
+    let [identity, binding, exception] = printed();
+    for (manifest, right, wrong, said) in [
+        (
+            &identity,
+            "ClientID",
+            "ClientId",
+            "spec.clientID is required",
+        ),
+        (&identity, "ClientID", "clientid", "write spec.clientID"),
+        (
+            &identity,
+            "ResourceID",
+            "resourceId",
+            "spec.resourceID is required",
+        ),
+        (
+            &binding,
+            "AzureIdentity: ",
+            "azureidentity: ",
+            "write spec.azureIdentity",
+        ),
+        (&exception, "PodLabels", "podlabels", "write spec.podLabels"),
+    ] {
+        let wrong = manifest.replace(&format!("  {right}"), &format!("  {wrong}"));
+        let complaint = refused(&s, &["apply", "-f", "-"], &wrong);
+        assert!(complaint.contains(said), "{complaint}");
+    }
+}

@@ -112,4 +112,6 @@ conformance![
     kubectl::a_person_sees_columns,
     kubectl::a_person_is_told_what_is_wrong,
     kubectl::a_person_explores,
+    kubectl::the_older_spelling_applies_as_printed,
+    kubectl::a_misspelt_field_is_refused_by_its_right_name,
 ];

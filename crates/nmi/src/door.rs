@@ -150,11 +150,7 @@ async fn respond(shared: &Shared, request: Request<Incoming>, visit: &Visit) -> 
         Ok(answer) => answer,
         Err(refusal) => {
             shared.metrics.refused(refusal.name());
-            let pod = told.pod.as_ref().map(|pod| pod.key.to_string());
-            tracing::info!(
-                pod = pod.as_deref().unwrap_or_default(), peer = %visit.peer, status = refusal.status().as_u16(),
-                reason = refusal.name(), detail = %refusal, "refused"
-            );
+            tell(shared, &refusal, visit.peer, told.pod.as_deref());
             refusal.answer()
         }
     };
@@ -165,6 +161,23 @@ async fn respond(shared: &Shared, request: Request<Incoming>, visit: &Visit) -> 
         .metrics
         .answered(told.endpoint, status, namespace, &told.resource, took);
     answer
+}
+
+fn tell(shared: &Shared, refusal: &Refusal, peer: IpAddr, pod: Option<&PodFacts>) {
+    let Some(left_out) = shared.quiet.admit() else {
+        return;
+    };
+    if left_out > 0 {
+        tracing::warn!(
+            left_out,
+            "more refusals than are logged; metrics count them all"
+        );
+    }
+    let (name, namespace) = pod.map_or(("", ""), |pod| (&pod.key.name, &pod.key.namespace));
+    tracing::info!(
+        pod = name, namespace, %peer, status = refusal.status().as_u16(), reason = refusal.name(), detail = %refusal,
+        "refused"
+    );
 }
 
 async fn route(

@@ -9,6 +9,7 @@ pub mod index;
 pub mod metrics;
 mod pods;
 mod probe;
+mod quiet;
 mod shared;
 pub mod source;
 pub mod target;

@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::index::{Caller, Index};
 use crate::metrics::Metrics;
+use crate::quiet::Quiet;
 use crate::source::Upstream;
 
 pub(crate) struct Shared {
@@ -22,6 +23,7 @@ pub(crate) struct Shared {
     pub(crate) cache: Cache<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) quiet: Quiet,
     synced: AtomicBool,
 }
 
@@ -38,6 +40,7 @@ impl Shared {
             ),
             upstream,
             metrics,
+            quiet: Quiet::default(),
             synced: AtomicBool::new(false),
             config,
         }

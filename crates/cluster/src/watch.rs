@@ -69,9 +69,12 @@ async fn follow<K, S>(
         };
         match event {
             None => return,
-            Some(Err(error)) => interrupted(&error, health),
+            Some(Err(error)) => interrupted::<K>(&error, health),
             Some(Ok(event)) => {
-                health.send_if_modified(|h| h.trouble.take().is_some());
+                // The beginning of a list is told before the server has answered.
+                if !matches!(event, Event::Init) {
+                    health.send_if_modified(|h| h.trouble.take().is_some());
+                }
                 step(event, &mut listing, &mut sink, health);
             }
         }
@@ -123,14 +126,14 @@ fn readable<K: Resource<DynamicType = ()>>(
     }
 }
 
-fn interrupted(error: &watcher::Error, health: &Sender<Health>) {
+fn interrupted<K: Resource<DynamicType = ()>>(error: &watcher::Error, health: &Sender<Health>) {
     let text = format!(
         "{error}; check that the API server is reachable and that RBAC allows list and watch"
     );
     health.send_if_modified(|h| {
         let news = h.trouble.as_deref() != Some(&text);
         if news {
-            tracing::warn!(reason = %text, "watch interrupted");
+            tracing::warn!(kind = %K::kind(&()), reason = %text, "watch interrupted");
             h.trouble = Some(text);
         }
         news
@@ -233,6 +236,8 @@ mod tests {
                 .contains("RBAC allows list and watch")
         );
         assert!(!health.synced);
+        let (_, health) = told(vec![interruption(), Ok(Event::Init)]).await;
+        assert!(health.trouble.is_some(), "nothing was heard of the server");
         let (_, health) = told(vec![interruption(), Ok(Event::Init), Ok(Event::InitDone)]).await;
         assert_eq!(
             health,

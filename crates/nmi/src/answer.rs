@@ -66,6 +66,16 @@ pub enum Refusal {
         "the address {0} belongs to another pod than when this connection was opened; connect again"
     )]
     ChangedHands(std::net::IpAddr),
+    /// The address is a pod's by what the API server says, and not by what the node's kernel says.
+    #[error(
+        "the address {address} is pod {pod}'s as far as the API server says, but on this node it leads to somebody else; a pod that has just got the address asks again"
+    )]
+    NotAttested {
+        /// The pod.
+        pod: podid_policy::facts::ObjectKey,
+        /// The address.
+        address: std::net::IpAddr,
+    },
     /// The grant changed while the token was fetched.
     #[error("what pod {0} is granted changed while its token was fetched; ask again")]
     GrantChanged(podid_policy::facts::ObjectKey),
@@ -111,6 +121,7 @@ impl Refusal {
             | Self::UnknownYet(_)
             | Self::AmbiguousCaller(_)
             | Self::ChangedHands(_)
+            | Self::NotAttested { .. }
             | Self::GrantChanged(_) => (S::SERVICE_UNAVAILABLE, "temporarily_unavailable", soon),
             Self::NotAssigned { .. } => (
                 S::SERVICE_UNAVAILABLE,
@@ -143,6 +154,7 @@ impl Refusal {
             Self::UnknownYet(_) => "UnknownYet",
             Self::AmbiguousCaller(_) => "AmbiguousCaller",
             Self::ChangedHands(_) => "ChangedHands",
+            Self::NotAttested { .. } => "NotAttested",
             Self::GrantChanged(_) => "GrantChanged",
             Self::Denied(reason) => reason.name(),
             Self::NotAssigned { .. } => "NotAssigned",
@@ -171,7 +183,7 @@ impl Refusal {
             let seconds = wait.as_secs().clamp(1, MAX_RETRY_AFTER);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if matches!(self, Self::ChangedHands(_)) {
+        if matches!(self, Self::ChangedHands(_) | Self::NotAttested { .. }) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if status == StatusCode::METHOD_NOT_ALLOWED {

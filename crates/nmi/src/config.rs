@@ -1,9 +1,12 @@
 //! What the node agent needs to be told.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use podid_policy::matching::Scope;
+
+use crate::attest::Attestor;
 
 /// Settings of the node agent.
 #[derive(Debug, Clone)]
@@ -23,6 +26,8 @@ pub struct Config {
     pub metadata_header_required: bool,
     /// Categories of metadata, such as `instance`, that pods may read.
     pub allowed_categories: Vec<String>,
+    /// Looks whether a caller is the pod that its address says; without it the address alone counts.
+    pub attestor: Option<Arc<Attestor>>,
     /// Where `/healthz` and `/readyz` are served.
     pub probe: SocketAddr,
     /// Where `/metrics` is served.

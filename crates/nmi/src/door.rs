@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::{self, Refusal};
+use crate::attest::Evidence;
 use crate::cache::Served;
 use crate::fairness::{Connection, Connections};
 use crate::index::{Caller, Decision};
@@ -97,6 +99,7 @@ async fn converse(
         peer,
         place,
         uid: OnceLock::new(),
+        attested: AtomicBool::new(false),
     };
     let service = service_fn(|request| {
         let answer = respond(&shared, request, &visit);
@@ -126,11 +129,34 @@ struct Visit {
     peer: IpAddr,
     place: Connection,
     uid: OnceLock<Arc<str>>,
+    /// Whether the pod is who it is for as long as the connection lasts.
+    attested: AtomicBool,
 }
 
 impl Visit {
     fn is_of(&self, pod: &PodFacts) -> bool {
         *self.uid.get_or_init(|| Arc::clone(&pod.uid)) == pod.uid
+    }
+
+    /// Lets nobody through whom the node's kernel takes for somebody else than `pod`.
+    async fn attest(&self, shared: &Shared, pod: &PodFacts) -> Result<(), Refusal> {
+        let Some(attestor) = &shared.config.attestor else {
+            return Ok(());
+        };
+        if self.attested.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match attestor.look(pod, self.peer).await {
+            Evidence::Genuine { fleeting } => {
+                self.attested.store(!fleeting, Ordering::Relaxed);
+                Ok(())
+            }
+            Evidence::None => Ok(()),
+            Evidence::Other => Err(Refusal::NotAttested {
+                pod: pod.key.clone(),
+                address: self.peer,
+            }),
+        }
     }
 }
 
@@ -196,6 +222,7 @@ async fn route(
         let exemption = shared.index.read().exemption(pod);
         if let Some(exception) = exemption {
             told.endpoint = "exempted";
+            visit.attest(shared, pod).await?;
             tracing::debug!(pod = %pod.key, %exception, "passed on unchanged");
             return pass_on(shared, request).await;
         }
@@ -259,6 +286,9 @@ async fn token(
 ) -> Result<Answer, Refusal> {
     let query = token_request(request.uri().query().unwrap_or_default())?;
     told.resource.push_str(&query.resource);
+    if let Some(Caller::Unknown | Caller::NotYet) = shared.caller(visit.peer) {
+        shared.lookup.ask(visit.peer).await;
+    }
     let (pod, identity) = granted(shared, visit, &query.wanted).await?;
     let (token, served) = shared
         .cache
@@ -270,6 +300,7 @@ async fn token(
             Grant::Now(_, now) if now == identity => {}
             _ => return Err(Refusal::GrantChanged(pod.key.clone())),
         }
+        visit.attest(shared, &pod).await?;
     }
     let how = match served {
         Served::Hit => "hit",
@@ -290,8 +321,12 @@ async fn granted(
     visit: &Visit,
     wanted: &Wanted,
 ) -> Result<(Arc<PodFacts>, Arc<IdentityFacts>), Refusal> {
-    if let Grant::Now(pod, identity) = look(shared, visit, wanted)? {
-        return Ok((pod, identity));
+    match look(shared, visit, wanted)? {
+        Grant::Now(pod, identity) => {
+            visit.attest(shared, &pod).await?;
+            return Ok((pod, identity));
+        }
+        Grant::Soon(pod, _) => visit.attest(shared, &pod).await?,
     }
     // Subscribed before looking again, so that no change between the two is missed.
     let mut changes = shared.changes.subscribe();
@@ -322,7 +357,8 @@ fn look(shared: &Shared, visit: &Visit, wanted: &Wanted) -> Result<Grant, Refusa
         return Err(Refusal::Starting);
     }
     let index = shared.index.read();
-    let pod = match index.caller(visit.peer) {
+    let watched = index.caller(visit.peer);
+    let pod = match shared.lookup.caller(visit.peer, watched) {
         Caller::Pod(pod) if visit.is_of(&pod) => pod,
         Caller::Pod(_) => return Err(Refusal::ChangedHands(visit.peer)),
         Caller::Ambiguous => return Err(Refusal::AmbiguousCaller(visit.peer)),

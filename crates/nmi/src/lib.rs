@@ -1,11 +1,13 @@
 //! The node agent: answers the metadata token endpoint for the pods of its node.
 
 pub mod answer;
+pub mod attest;
 pub mod cache;
 pub mod config;
 mod door;
 mod fairness;
 pub mod index;
+mod lookup;
 pub mod metrics;
 mod pods;
 mod probe;
@@ -75,7 +77,7 @@ impl Nmi {
     pub fn new(config: Config, client: Client, upstream: Upstream, active: Receiver<bool>) -> Self {
         let metrics = Arc::new(Metrics::default());
         Self {
-            shared: Arc::new(Shared::new(config, upstream, metrics)),
+            shared: Arc::new(Shared::new(config, client.clone(), upstream, metrics)),
             client,
             active,
         }

@@ -20,7 +20,7 @@ pub fn facts(pod: &Pod) -> PodFacts {
     addresses.dedup();
     PodFacts {
         key: ObjectKey::new(&pod.namespace().unwrap_or_default(), &pod.name_any()),
-        uid: pod.uid().unwrap_or_default().into(),
+        uid: uid(pod).into(),
         labels: pod.labels().clone(),
         service_account: spec
             .and_then(|spec| spec.service_account_name.as_deref())
@@ -37,6 +37,13 @@ pub fn facts(pod: &Pod) -> PodFacts {
             _ => PodPhase::Live,
         },
     }
+}
+
+/// By which the node knows the pod: the kubelet gives a static pod a uid of its own, which the API server's mirror of it names
+/// in an annotation.
+fn uid(pod: &Pod) -> String {
+    let mirrors = pod.annotations().get("kubernetes.io/config.mirror");
+    mirrors.cloned().or_else(|| pod.uid()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -57,6 +64,14 @@ mod tests {
         assert_eq!(facts.addresses.len(), 2);
         assert_eq!(facts.node.as_deref(), Some("node-1"));
         assert!(facts.is_live() && !facts.host_network);
+    }
+
+    #[test]
+    fn a_static_pod_has_the_uid_that_the_node_gave_it() {
+        let pod = serde_json::from_value(json!({
+            "metadata": { "uid": "mirror", "annotations": { "kubernetes.io/config.mirror": "0f34" } },
+        }));
+        assert_eq!(&*facts(&pod.unwrap()).uid, "0f34");
     }
 
     #[test]

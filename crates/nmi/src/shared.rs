@@ -4,12 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kube::Client;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::index::{Caller, Index};
+use crate::lookup::Lookup;
 use crate::metrics::Metrics;
 use crate::quiet::Quiet;
 use crate::source::Upstream;
@@ -22,15 +24,22 @@ pub(crate) struct Shared {
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) cache: Cache<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
+    pub(crate) lookup: Lookup,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) quiet: Quiet,
     synced: AtomicBool,
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, upstream: Upstream, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        client: Client,
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let upstream = Arc::new(upstream);
         Self {
+            lookup: Lookup::new(client, &config.node),
             index: RwLock::new(Index::new(config.scope, config.assigned_first)),
             changes: watch::Sender::new(0),
             cache: Cache::new(
@@ -61,7 +70,10 @@ impl Shared {
 
     /// Who has this address; `None` until the index is complete.
     pub(crate) fn caller(&self, address: IpAddr) -> Option<Caller> {
-        self.is_synced().then(|| self.index.read().caller(address))
+        self.is_synced().then(|| {
+            let watched = self.index.read().caller(address);
+            self.lookup.caller(address, watched)
+        })
     }
 
     pub(crate) fn is_synced(&self) -> bool {

@@ -171,6 +171,7 @@ async fn rig(api_is_up: bool) -> Rig {
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,
         allowed_categories: Vec::new(),
+        attestor: None,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),
     };

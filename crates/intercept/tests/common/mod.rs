@@ -34,6 +34,30 @@ impl Namespace {
         namespace
     }
 
+    /// A pod as on a node without a bridge: a pair of links of its own, and a route for its address alone.
+    #[allow(dead_code, reason = "not every test file has such pods")]
+    pub fn routed(node: &Namespace, address: &str) -> Self {
+        let pod = Self::new("pod");
+        let link = format!(
+            "v{:08x}",
+            address
+                .split('.')
+                .fold(0_u32, |sum, part| sum << 8 | part.parse::<u32>().unwrap())
+        );
+        node.run(&format!(
+            "ip link add {link} type veth peer name eth0 netns {}",
+            pod.0
+        ));
+        node.run(&format!("ip link set {link} up"));
+        node.run(&format!("sysctl -qw net.ipv4.conf.{link}.proxy_arp=1"));
+        pod.run(&format!("ip addr add {address}/32 dev eth0"));
+        pod.run("ip link set eth0 up");
+        pod.run("ip route add 169.254.1.1 dev eth0 scope link");
+        pod.run("ip route add default via 169.254.1.1");
+        node.run(&format!("ip route add {address}/32 dev {link}"));
+        pod
+    }
+
     /// Runs a tool inside; panics with what it said unless it succeeds.
     pub fn run(&self, line: &str) -> String {
         run(&format!("ip netns exec {} {line}", self.0))

@@ -1,5 +1,7 @@
 use super::*;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
+
+use parking_lot::Mutex;
 
 use podid_api::assigned::{AssignedFacts, State};
 use podid_azure::entra::Entra;
@@ -26,9 +28,43 @@ struct Rig {
     shared: Arc<Shared>,
     address: std::net::SocketAddr,
     upstream_asked: Arc<AtomicUsize>,
+    api: Arc<ApiServer>,
     /// The metadata service answers as often as there are permits.
     gate: Arc<Semaphore>,
     stop: CancellationToken,
+}
+
+/// An API server that lists these pods, or is away.
+#[derive(Default)]
+struct ApiServer {
+    pods: Mutex<Vec<serde_json::Value>>,
+    is_away: AtomicBool,
+    asked: AtomicUsize,
+}
+
+impl ApiServer {
+    fn client(self: &Arc<Self>) -> kube::Client {
+        let this = Arc::clone(self);
+        let answer = move |request: Request<kube::client::Body>| {
+            this.asked.fetch_add(1, Ordering::SeqCst);
+            let query = request.uri().query().unwrap_or_default();
+            assert!(
+                query.contains("spec.nodeName%3Dnode%2Cstatus.podIP%3D127.0.0.1"),
+                "{query}"
+            );
+            let list = serde_json::json!({ "metadata": {}, "items": *this.pods.lock() });
+            let away = this.is_away.load(Ordering::SeqCst);
+            async move {
+                if away {
+                    return Err(std::io::Error::other("no API server"));
+                }
+                Ok(Response::new(kube::client::Body::from(
+                    list.to_string().into_bytes(),
+                )))
+            }
+        };
+        kube::Client::new(tower::service_fn(answer), "default")
+    }
 }
 
 impl Drop for Rig {
@@ -67,22 +103,20 @@ async fn rig() -> Rig {
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,
         allowed_categories: vec!["versions".into()],
+        attestor: None,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),
     };
-    let client = kube::Client::new(
-        tower::service_fn(|_: Request<kube::client::Body>| async {
-            Err::<Response<kube::client::Body>, _>(std::io::Error::other("no API server"))
-        }),
-        "default",
-    );
+    let api = Arc::<ApiServer>::default();
+    let client = api.client();
     let second = Duration::from_secs(1);
     let upstream = Upstream::new(
         Imds::new(&url, None, second),
         Entra::new(&url, second).unwrap(),
-        client,
+        client.clone(),
     );
-    let shared = Arc::new(Shared::new(config, upstream, Arc::new(Metrics::default())));
+    let metrics = Arc::new(Metrics::default());
+    let shared = Arc::new(Shared::new(config, client, upstream, metrics));
     shared.set_synced();
     let door = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = door.local_addr().unwrap();
@@ -92,6 +126,7 @@ async fn rig() -> Rig {
         shared,
         address,
         upstream_asked: asked,
+        api,
         gate,
         stop,
     }
@@ -488,4 +523,73 @@ async fn an_open_connection_does_not_pass_to_the_next_pod_with_the_address() {
         200,
         "on a connection of its own"
     );
+}
+
+/// What the API server lists when the watch has not told of the caller yet.
+fn listed() -> serde_json::Value {
+    serde_json::json!({
+        "metadata": { "namespace": "shop", "name": "web", "uid": "u", "labels": { "aadpodidbinding": "app" } },
+        "spec": { "nodeName": "node", "containers": [] },
+        "status": { "phase": "Running", "podIP": "127.0.0.1" },
+    })
+}
+
+/// Everything that a caller needs but the pod.
+async fn without_pod() -> Rig {
+    let rig = served().await;
+    rig.shared.change(|index| index.delete_pod(&pod().key));
+    rig
+}
+
+#[tokio::test]
+async fn a_caller_that_the_watch_has_not_told_of_is_asked_for_once() {
+    let rig = without_pod().await;
+    *rig.api.pods.lock() = vec![listed()];
+    let answers = futures::future::join_all((0..10).map(|_| rig.get(TOKEN))).await;
+    for answer in answers {
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+    assert_eq!(rig.api.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn nobody_is_taken_for_a_pod_that_is_finished_elsewhere_or_on_the_host_network() {
+    let finished = serde_json::json!({ "status": { "phase": "Succeeded" } });
+    let host = serde_json::json!({ "spec": { "hostNetwork": true } });
+    let elsewhere = serde_json::json!({ "status": { "podIP": "10.0.0.9" } });
+    for change in [finished, host, elsewhere] {
+        let rig = without_pod().await;
+        let mut pod = listed();
+        for (part, fields) in change.as_object().unwrap() {
+            for (name, value) in fields.as_object().unwrap() {
+                pod[part][name] = value.clone();
+            }
+        }
+        *rig.api.pods.lock() = vec![pod];
+        assert_eq!(rig.get(TOKEN).await.status, 400, "{change}");
+    }
+}
+
+#[tokio::test]
+async fn two_pods_that_the_api_server_lists_at_one_address_get_nothing() {
+    let rig = without_pod().await;
+    let mut other = listed();
+    other["metadata"]["name"] = "other".into();
+    *rig.api.pods.lock() = vec![listed(), other];
+    assert_eq!(rig.get(TOKEN).await.status, 503);
+}
+
+#[tokio::test]
+async fn a_stranger_does_not_make_the_api_server_busy_and_its_absence_is_no_verdict() {
+    let rig = without_pod().await;
+    for _ in 0..20 {
+        assert_eq!(rig.get(TOKEN).await.status, 400);
+    }
+    let asked = rig.api.asked.load(Ordering::SeqCst);
+    assert!(asked <= 2, "asked {asked} times");
+
+    let rig = without_pod().await;
+    rig.api.is_away.store(true, Ordering::SeqCst);
+    let answer = rig.get(TOKEN).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
 }

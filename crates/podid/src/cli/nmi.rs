@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -10,6 +11,7 @@ use podid_azure::clouds::{self, ENVIRONMENT_FILE};
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_intercept::{Backend, Keeper, Rules, listen};
+use podid_nmi::attest::Attestor;
 use podid_nmi::{Config, Upstream};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
@@ -86,6 +88,20 @@ struct Door {
     /// Categories of metadata, such as instance or versions, that pods may read
     #[arg(long, value_name = "CATEGORIES", value_delimiter = ',')]
     allow_metadata_paths: Vec<String>,
+    /// By what a pod is known
+    #[arg(long, value_enum, value_name = "EVIDENCE", default_value_t = Attest::Auto)]
+    attest: Attest,
+}
+
+/// What says that a caller is the pod that its address belongs to.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Attest {
+    /// The network namespace of its processes where both are to be seen, else its address
+    Auto,
+    /// The network namespace of its processes, without exception
+    Processes,
+    /// Its address alone
+    Address,
 }
 
 /// How requests get here.
@@ -325,9 +341,28 @@ impl Nmi {
             token_floor: TOKEN_FLOOR,
             metadata_header_required: self.door.metadata_header_required,
             allowed_categories,
+            attestor: self.attestor()?,
             probe: any(self.ports.probe),
             metrics: any(self.ports.prometheus),
         })
+    }
+
+    fn attestor(&self) -> anyhow::Result<Option<Arc<Attestor>>> {
+        if self.door.attest == Attest::Address {
+            return Ok(None);
+        }
+        let strict = self.door.attest == Attest::Processes;
+        let found = Attestor::detect(strict).context("--attest: the kernel cannot be asked")?;
+        ensure!(
+            found.is_some() || !strict,
+            "--attest=processes: the pods' processes are not to be seen; give the DaemonSet hostPID: true"
+        );
+        if found.is_none() {
+            tracing::warn!(
+                "pods are known by their addresses alone, as their processes are not to be seen; give the DaemonSet hostPID: true"
+            );
+        }
+        Ok(found.map(Arc::new))
     }
 
     fn refuse_kubenet(&self) -> anyhow::Result<()> {

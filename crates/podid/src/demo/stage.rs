@@ -430,6 +430,7 @@ fn node_agent() -> podid_nmi::Config {
         token_floor: Duration::from_secs(1),
         metadata_header_required: true,
         allowed_categories: Vec::new(),
+        attestor: None,
         probe: loopback(0),
         metrics: loopback(0),
     }

@@ -273,6 +273,8 @@ impl World {
                 "nmi",
                 "--node=node-1",
                 "--http-probe-port=8085",
+                // No kubelet puts the pods' processes into control groups here.
+                "--attest=address",
                 "--logtostderr",
             ])
             .arg(format!("--interception={}", self.backend))

@@ -5,6 +5,8 @@
 
 pub mod apiserver;
 pub mod certs;
+pub mod cgroup;
+pub mod net;
 pub mod process;
 mod scratch;
 pub mod tools;

@@ -10,14 +10,13 @@
     reason = "a test"
 )]
 
-mod net;
-
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use net::{AZURE, METADATA, MYAPP, NEIGHBOUR, Net};
 use podid_testkit::apiserver::{ApiServer, Options};
+use podid_testkit::net::{AZURE, METADATA, Net, Wire};
 use podid_testkit::process::Process;
 use podid_testkit::{certs, tools};
 use serde_json::{Value, json};
@@ -28,6 +27,8 @@ const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-v
 const BLOB: &str = "what the article's program reads";
 /// Azurite's well-known account, with which the blob is put there.
 const ACCOUNT: &str = "devstoreaccount1";
+const MYAPP: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 12);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,6 +115,8 @@ struct World {
 impl World {
     async fn build(backend: &str) -> Self {
         let net = Net::build();
+        net.start_pod("myapp", MYAPP, Wire::Bridge);
+        net.start_pod("neighbour", NEIGHBOUR, Wire::Bridge);
         let folder = tempfile::tempdir().unwrap();
         let options = Options {
             addresses: vec![net.outside],
@@ -189,7 +192,7 @@ impl World {
     }
 
     /// The kubelet's part is a status.
-    async fn start_pod(&self, name: &str, address: std::net::Ipv4Addr, labels: Value) {
+    async fn start_pod(&self, name: &str, address: Ipv4Addr, labels: Value) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": labels },
             "spec": { "nodeName": "node-1", "containers": [{ "name": "app", "image": "app" }] },

@@ -1,0 +1,269 @@
+//! Who is calling, with real packets: addresses that pass from pod to pod, pods that take another's, and an API server that
+//! has not heard of it. A wrong identity is never given, however late the news.
+//!
+//! Needs root, for network namespaces and control groups.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+#[path = "../world/mod.rs"]
+mod world;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+
+use podid_testkit::net::Wire;
+use serde_json::{Value, json};
+use world::{Running, World, whose};
+
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
+const SECOND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 12);
+const ROUTED: Ipv4Addr = Ipv4Addr::new(10, 245, 0, 11);
+
+/// Two identities, each granted by a selector of its name.
+fn world(flags: &[&str]) -> World {
+    let world = World::build(&["reader", "writer"], flags);
+    world.grant("reader", "reader", 0);
+    world.grant("writer", "writer", 0);
+    world
+}
+
+fn labelled(selector: &str) -> Value {
+    json!({ "metadata": { "labels": { "aadpodidbinding": selector } } })
+}
+
+/// The name of the identity that a pod is given, else what it is told.
+fn given(world: &World, pod: &str) -> Result<&'static str, (u16, String)> {
+    let (status, body) = world.ask(pod, &[]);
+    let Some(token) = body["access_token"].as_str() else {
+        return Err((
+            status,
+            body["error_description"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+        ));
+    };
+    let client = whose(token);
+    Ok(world
+        .identities
+        .iter()
+        .find(|identity| identity.client_id == client)
+        .unwrap()
+        .name)
+}
+
+fn until_given(world: &World, pod: &str, name: &str) {
+    world.wait_until(&format!("{pod} is given {name}"), || {
+        given(world, pod) == Ok(name)
+    });
+}
+
+fn until_refused(world: &World, pod: &str, status: u16) {
+    let refused = || given(world, pod).is_err_and(|(is, _)| is == status);
+    world.wait_until(&format!("{pod} is answered {status}"), refused);
+}
+
+#[test]
+fn an_address_passes_to_another_pod_and_nobody_gets_the_wrong_identity() {
+    let world = world(&["--attest=address"]);
+    world.wait_until_ready();
+    world.start_pod("first", FIRST, "reader");
+    until_given(&world, "first", "reader");
+
+    // Both claim it for a moment: as long as that is so, neither is believed.
+    world.register("second", FIRST, &labelled("writer"));
+    until_refused(&world, "first", 503);
+    world.kubectl(
+        &["delete", "pod", "first", "--grace-period=0", "--force"],
+        "",
+    );
+    world.net.end_pod("first");
+    world.net.start_pod("second", FIRST, Wire::Bridge);
+    until_given(&world, "second", "writer");
+}
+
+#[test]
+fn an_open_connection_does_not_follow_its_address_to_another_pod() {
+    let world = world(&["--attest=address"]);
+    world.wait_until_ready();
+    world.start_pod("first", FIRST, "reader");
+    until_given(&world, "first", "reader");
+    let mut command = world.command("first", "python3");
+    command
+        .args(["-uc", KEEP_ASKING])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut client = command.spawn().unwrap();
+    let mut answers = BufReader::new(client.stdout.take().unwrap());
+    let mut ask = || {
+        client.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        let mut line = String::new();
+        answers.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    };
+    assert_eq!(ask(), "200");
+    assert_eq!(ask(), "200");
+    world.kubectl(
+        &["delete", "pod", "first", "--grace-period=0", "--force"],
+        "",
+    );
+    world.register("second", FIRST, &labelled("writer"));
+    let mut seen = ask();
+    // Until the watch has told both, the first pod is still the one.
+    while seen == "200" {
+        seen = ask();
+    }
+    assert_eq!(seen, "503", "the connection passed to the next pod");
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
+/// Asks on one connection, once for each line of input.
+const KEEP_ASKING: &str = r#"
+import http.client, sys
+connection = http.client.HTTPConnection("169.254.169.254")
+connection.auto_open = 0
+connection.connect()
+for line in sys.stdin:
+    connection.request("GET", "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net", headers={"Metadata": "true"})
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status)
+"#;
+
+#[test]
+fn a_pod_is_served_while_it_lives() {
+    let world = world(&["--attest=address"]);
+    world.wait_until_ready();
+    world.net.start_pod("first", FIRST, Wire::Bridge);
+    let finalizer = json!({ "metadata": { "finalizers": ["example.org/hold"], "labels": { "aadpodidbinding": "reader" } } });
+    world.register("first", FIRST, &finalizer);
+    until_given(&world, "first", "reader");
+    world.kubectl(&["delete", "pod", "first", "--wait=false"], "");
+    let deleting = [
+        "get",
+        "pod",
+        "first",
+        "-o",
+        "jsonpath={.metadata.deletionTimestamp}",
+    ];
+    assert!(!world.kubectl(&deleting, "").is_empty());
+    assert_eq!(
+        given(&world, "first"),
+        Ok("reader"),
+        "it is terminating and still runs"
+    );
+    world.report("first", &json!({ "phase": "Succeeded" }));
+    until_refused(&world, "first", 400);
+}
+
+#[test]
+fn a_pod_on_the_host_network_has_no_identity() {
+    let world = world(&["--attest=address", "--intercept-host-network"]);
+    world.wait_until_ready();
+    let host = json!({ "metadata": { "labels": { "aadpodidbinding": "reader" } }, "spec": { "hostNetwork": true } });
+    world.register("host", Ipv4Addr::new(10, 9, 0, 1), &host);
+    world.start_pod("first", FIRST, "reader");
+    until_given(&world, "first", "reader");
+    let (status, said) = given(&world, "node").unwrap_err();
+    assert_eq!(status, 400, "{said}");
+    assert!(said.contains("host network"), "{said}");
+}
+
+#[test]
+fn an_api_server_that_is_away_is_not_missed() {
+    let mut world = world(&["--attest=address"]);
+    world.wait_until_ready();
+    world.start_pod("first", FIRST, "reader");
+    until_given(&world, "first", "reader");
+    world.stop_cluster();
+    assert_eq!(given(&world, "first"), Ok("reader"));
+    // Somebody new is told to come back, not that it has nothing.
+    world.net.start_pod("second", SECOND, Wire::Bridge);
+    let (status, said) = given(&world, "second").unwrap_err();
+    assert_eq!(status, 503, "{said}");
+}
+
+/// The kernel's evidence: a world whose pods have processes in control groups.
+fn attested(wire: Wire, first: Ipv4Addr) -> (World, Running) {
+    let mut world = World::build(&["reader", "writer"], &["--attest=address"]);
+    world.grant("reader", "reader", 0);
+    world.grant("writer", "writer", 0);
+    world.net.start_pod("first", first, wire);
+    let uid = world.register("first", first, &labelled("reader"));
+    let running = world.run_pod("first", &uid);
+    // Detected at the start, as on a node where pods run.
+    world.nmi.take();
+    world.start_nmi(&["--attest=processes"]);
+    world.wait_until_ready();
+    until_given(&world, "first", "reader");
+    (world, running)
+}
+
+#[test]
+fn an_address_that_passed_on_before_the_api_server_heard_of_it_gives_nothing() {
+    for (wire, address) in [(Wire::Routed, ROUTED), (Wire::Bridge, FIRST)] {
+        let (world, running) = attested(wire, address);
+        // The first pod's sandbox is gone and the next one has its address; the API server knows of neither.
+        drop(running);
+        world.net.end_pod("first");
+        world.net.start_pod("second", address, wire);
+        let (status, said) = given(&world, "second").unwrap_err();
+        assert_eq!(status, 503, "{said}");
+        assert!(said.contains("leads to somebody else"), "{said}");
+
+        world.kubectl(
+            &["delete", "pod", "first", "--grace-period=0", "--force"],
+            "",
+        );
+        let uid = world.register("second", address, &labelled("writer"));
+        let _running = world.run_pod("second", &uid);
+        until_given(&world, "second", "writer");
+    }
+}
+
+#[test]
+fn a_neighbour_that_takes_an_address_on_a_bridge_gets_nothing_for_it() {
+    let (world, _running) = attested(Wire::Bridge, FIRST);
+    world.net.start_pod("second", SECOND, Wire::Bridge);
+    let uid = world.register("second", SECOND, &labelled("writer"));
+    let _neighbour = world.run_pod("second", &uid);
+    until_given(&world, "second", "writer");
+
+    world.net.ip(
+        "second",
+        &["addr", "add", &format!("{FIRST}/32"), "dev", "eth0"],
+    );
+    let as_first = [
+        "--interface",
+        &FIRST.to_string(),
+        "--retry",
+        "20",
+        "--retry-all-errors",
+        "--retry-delay",
+        "0",
+    ];
+    let mut answered = false;
+    for _ in 0..20 {
+        // A new question about the gateway, in the other's name, is what the node believes.
+        world.net.ip("second", &["neigh", "flush", "dev", "eth0"]);
+        let (status, body) = world.ask("second", &as_first[..2]);
+        assert_ne!(
+            status, 200,
+            "a token for whoever says it is {FIRST}: {body}"
+        );
+        answered |= status == 503 && body.to_string().contains("leads to somebody else");
+    }
+    assert!(
+        answered,
+        "the address was never taken, so that this shows nothing: {}",
+        world.log()
+    );
+    // Its own identity it still has.
+    world.net.ip(
+        "second",
+        &["addr", "del", &format!("{FIRST}/32"), "dev", "eth0"],
+    );
+    until_given(&world, "second", "writer");
+}

@@ -1,0 +1,359 @@
+//! A node with pods in network namespaces, real `podid nmi` on it, a simulated API server and a simulated Azure: everything that
+//! an unmodified client meets, without a cluster.
+
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use podid_testkit::cgroup::PodGroup;
+use podid_testkit::net::{METADATA, Net, Wire};
+use podid_testkit::process::Process;
+use podid_testkit::tools;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
+pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
+
+/// An identity in the simulated Azure, attached to the node.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub name: &'static str,
+    pub id: String,
+    pub client_id: String,
+}
+
+/// A process and its control group; the process ends first.
+pub type Running = (Process, PodGroup);
+
+pub struct World {
+    // Processes end before the namespaces and the folder go.
+    pub nmi: Option<Process>,
+    cluster: Option<Process>,
+    azure: Process,
+    pub net: Net,
+    pub identities: Vec<Identity>,
+    folder: TempDir,
+}
+
+impl World {
+    /// A world with these identities, in which nmi runs with `flags`.
+    pub fn build(identities: &[&'static str], flags: &[&str]) -> Self {
+        let net = Net::build();
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = net.command("azure", PODID);
+        command.args(["sim", "azure", "--address", &METADATA.to_string()]);
+        command.args([
+            "--imds-port",
+            "80",
+            "--arm-port",
+            "8081",
+            "--entra-port",
+            "8082",
+        ]);
+        for name in identities {
+            command.args(["--identity", name]);
+        }
+        let azure = Process::spawn(command, &folder.path().join("azure.log")).unwrap();
+        let said = said(&azure, "service principal");
+        let identities = identities
+            .iter()
+            .map(|name| identity(&said, name))
+            .collect();
+
+        let kubeconfig = folder.path().join("kubeconfig");
+        let mut command = net.command("node", PODID);
+        command
+            .args(["sim", "cluster", "--kubeconfig"])
+            .arg(&kubeconfig);
+        let cluster = Process::spawn(command, &folder.path().join("cluster.log")).unwrap();
+        self::said(&cluster, "API server");
+        let mut world = Self {
+            nmi: None,
+            cluster: Some(cluster),
+            azure,
+            net,
+            identities,
+            folder,
+        };
+        world.start_nmi(flags);
+        let crds = Command::new(PODID).arg("crds").output().unwrap();
+        world.apply(&String::from_utf8(crds.stdout).unwrap());
+        world
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("kubeconfig")
+    }
+
+    /// Starts nmi in managed mode: the identities are on the node already.
+    pub fn start_nmi(&mut self, flags: &[&str]) {
+        let mut command = self.net.command("node", PODID);
+        command
+            .args([
+                "nmi",
+                "--node=node-1",
+                "--operation-mode=managed",
+                "--http-probe-port=8085",
+            ])
+            .args(flags)
+            .env("KUBECONFIG", self.kubeconfig());
+        self.nmi = Some(Process::spawn(command, &self.folder.path().join("nmi.log")).unwrap());
+    }
+
+    /// The API server goes away.
+    pub fn stop_cluster(&mut self) {
+        self.cluster.take();
+    }
+
+    /// Waits until nmi says that it is ready.
+    pub fn wait_until_ready(&self) {
+        let probe = ["-sf", "--noproxy", "*", "http://127.0.0.1:8085/readyz"];
+        self.wait_until("nmi is ready", || {
+            self.net.run("node", "curl", &probe).status.success()
+        });
+    }
+
+    pub fn wait_until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !holds() {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "never: {what}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        self.nmi.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    pub fn identity(&self, name: &str) -> &Identity {
+        self.identities
+            .iter()
+            .find(|identity| identity.name == name)
+            .unwrap()
+    }
+
+    /// `kubectl apply -f -` on the node.
+    pub fn apply(&self, yaml: &str) {
+        self.kubectl(&["apply", "-f", "-"], yaml);
+    }
+
+    /// Real kubectl, as on the node.
+    pub fn kubectl(&self, arguments: &[&str], input: &str) -> String {
+        use std::io::Write as _;
+        let kubectl = tools::Kubernetes::find().unwrap().kubectl;
+        let mut command = self.net.command("node", kubectl.to_str().unwrap());
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.as_bytes())
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?}: {}",
+            text(&output)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// An AzureIdentity and an AzureIdentityBinding with the selector `selector`.
+    pub fn grant(&self, name: &str, selector: &str, weight: i32) {
+        let Identity { id, client_id, .. } = self.identity(name);
+        let identity = json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity",
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": { "type": 0, "resourceID": id, "clientID": client_id },
+        });
+        let binding = json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentityBinding",
+            "metadata": { "name": format!("{selector}-{name}"), "namespace": "default" },
+            "spec": { "azureIdentity": name, "selector": selector, "weight": weight },
+        });
+        self.apply(&format!("{identity}\n---\n{binding}"));
+    }
+
+    /// A pod as the API server has it: the kubelet's part is a status. Gives its uid.
+    pub fn register(&self, name: &str, address: Ipv4Addr, fields: &Value) -> String {
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "default" },
+            "spec": { "nodeName": "node-1", "containers": [{ "name": "app", "image": "app" }] },
+        });
+        merge(&mut pod, fields);
+        self.apply(&pod.to_string());
+        self.report(
+            name,
+            &json!({ "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }] }),
+        );
+        self.kubectl(&["get", "pod", name, "-o", "jsonpath={.metadata.uid}"], "")
+    }
+
+    /// What the kubelet reports.
+    pub fn report(&self, pod: &str, status: &Value) {
+        let patch = json!({ "status": status }).to_string();
+        self.kubectl(
+            &[
+                "patch",
+                "pod",
+                pod,
+                "--subresource=status",
+                "--type=merge",
+                "-p",
+                &patch,
+            ],
+            "",
+        );
+    }
+
+    /// A pod with a sandbox, known to the API server, with the label `aadpodidbinding: <selector>` if there is one.
+    pub fn start_pod(&self, name: &str, address: Ipv4Addr, selector: &str) -> String {
+        self.net.start_pod(name, address, Wire::Bridge);
+        self.register(
+            name,
+            address,
+            &json!({ "metadata": { "labels": { "aadpodidbinding": selector } } }),
+        )
+    }
+
+    /// The processes of a pod, as far as the node's kernel sees it: one that sleeps, in the pod's control group.
+    pub fn run_pod(&self, name: &str, uid: &str) -> Running {
+        let mut command = self.net.command(name, "sleep");
+        command.arg("600");
+        let process =
+            Process::spawn(command, &self.folder.path().join(format!("{name}.log"))).unwrap();
+        let group = PodGroup::new(uid).unwrap();
+        group.add(process.pid()).unwrap();
+        (process, group)
+    }
+
+    /// A program in a pod.
+    pub fn command(&self, pod: &str, program: &str) -> Command {
+        let mut command = self.net.command(pod, program);
+        for name in [
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+        ] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// What a pod is answered with: the status and the body.
+    pub fn ask(&self, pod: &str, more: &[&str]) -> (u16, Value) {
+        let basic = [
+            "-sS",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "10",
+            "-w",
+            "\n%{http_code}",
+            "-H",
+            "Metadata: true",
+            TOKEN,
+        ];
+        let output = self.net.run(pod, "curl", &[&basic, more].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (body, status) = text.rsplit_once('\n').unwrap_or_default();
+        (
+            status.parse().unwrap_or(0),
+            serde_json::from_str(body).unwrap_or_default(),
+        )
+    }
+
+    /// How often the node's own metadata service was asked.
+    pub fn asked(&self) -> usize {
+        let url = format!("http://{METADATA}:8081/_sim/journal");
+        let output = self
+            .net
+            .run("azure", "curl", &["-sS", "--noproxy", "*", &url]);
+        let journal: Value = serde_json::from_slice(&output.stdout).unwrap();
+        journal
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|entry| entry["service"] == "imds")
+            .count()
+    }
+}
+
+/// The client id in a token of the simulated Azure, by whose claims an application would be known.
+pub fn whose(token: &str) -> String {
+    use base64::Engine as _;
+    let claims = token.split('.').nth(1).unwrap_or_default();
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(claims)
+        .unwrap();
+    let claims: Value = serde_json::from_slice(&bytes).unwrap();
+    claims["appid"].as_str().unwrap().to_owned()
+}
+
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                merge(into.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+fn said(process: &Process, text: &str) -> String {
+    let started = Instant::now();
+    loop {
+        let log = process.log();
+        if log.contains(text) {
+            return log;
+        }
+        assert!(
+            started.elapsed() < PATIENCE && !process.has_ended(),
+            "it did not say {text:?}: {log}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn identity(said: &str, name: &'static str) -> Identity {
+    let ends = format!("/{name}");
+    let words = said.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words
+            .get(1)
+            .is_some_and(|id| id.ends_with(&ends))
+            .then_some(words)
+    });
+    let words = words.unwrap();
+    Identity {
+        name,
+        id: words[1].to_owned(),
+        client_id: words.last().unwrap().to_string(),
+    }
+}

@@ -160,6 +160,8 @@ async fn node_agent(surroundings: SocketAddr, told: mpsc::Sender<SocketAddr>) ->
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,
         allowed_categories: Vec::new(),
+        pod_requests: 1_000_000,
+        host_token_socket: None,
         attestor: None,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),

@@ -11,7 +11,7 @@ use podid_policy::reason::Reason;
 
 use crate::cache::CachedToken;
 use crate::source::SourceError;
-use crate::target::QueryError;
+use crate::target::{NEWEST_VERSIONS, QueryError};
 
 /// Longer waits are not asked for: a client should come back while it is still interested.
 const MAX_RETRY_AFTER: u64 = 60;
@@ -37,6 +37,18 @@ pub enum Refusal {
     /// The target is too long.
     #[error("the request target is too long")]
     TooLong,
+    /// The head is too long.
+    #[error("the request's headers are too long, or too many")]
+    HeadTooLong,
+    /// What came is not HTTP.
+    #[error("the request is not valid HTTP/1.1")]
+    Malformed,
+    /// The body is too long or does not arrive.
+    #[error("the request's body is longer than 64 KiB, or did not arrive")]
+    Body,
+    /// The metadata service pointed elsewhere.
+    #[error("the metadata service answered with a redirection, which no client of it expects")]
+    Redirected,
     /// The query is refused.
     #[error(transparent)]
     Query(#[from] QueryError),
@@ -92,8 +104,8 @@ pub enum Refusal {
         /// The AzureIdentity.
         identity: podid_policy::facts::ObjectKey,
     },
-    /// The caller has too many connections.
-    #[error("too many connections from this pod; close some")]
+    /// The caller has too many connections or sends too many requests.
+    #[error("too many requests or open connections from this pod; keep tokens until they expire")]
     Busy,
     /// The token cannot be had.
     #[error("the token cannot be had: {0}")]
@@ -112,9 +124,13 @@ impl Refusal {
             Self::NotFound => (S::NOT_FOUND, "not_found", None),
             Self::Method => (S::METHOD_NOT_ALLOWED, "invalid_request", None),
             Self::TooLong => (S::URI_TOO_LONG, "invalid_request", None),
-            Self::NoMetadataHeader | Self::Forwarded | Self::Query(_) => {
-                (S::BAD_REQUEST, "invalid_request", None)
-            }
+            Self::HeadTooLong => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request", None),
+            Self::NoMetadataHeader
+            | Self::Forwarded
+            | Self::Query(_)
+            | Self::Malformed
+            | Self::Body => (S::BAD_REQUEST, "invalid_request", None),
+            Self::Redirected => (S::BAD_GATEWAY, "invalid_response", None),
             Self::Category(_) => (S::FORBIDDEN, "access_denied", None),
             Self::UnknownCaller(_) | Self::Denied(_) => (S::BAD_REQUEST, "invalid_request", None),
             Self::Starting
@@ -147,6 +163,10 @@ impl Refusal {
             Self::NoMetadataHeader => "NoMetadataHeader",
             Self::Forwarded => "Forwarded",
             Self::TooLong => "TooLong",
+            Self::HeadTooLong => "HeadTooLong",
+            Self::Malformed => "Malformed",
+            Self::Body => "BadBody",
+            Self::Redirected => "Redirected",
             Self::Query(_) => "BadQuery",
             Self::Category(_) => "CategoryBlocked",
             Self::Starting => "Starting",
@@ -166,22 +186,13 @@ impl Refusal {
 
     /// The answer.
     pub fn answer(&self) -> Response<Full<Bytes>> {
-        let (status, code, wait) = self.shape();
-        let mut body = serde_json::json!({
-            "error": code,
-            "error_description": self.to_string(),
-            "correlationId": uuid::Uuid::new_v4().to_string(),
-        });
-        if matches!(self, Self::Query(QueryError::ApiVersion)) {
-            body["newest-versions"] = serde_json::json!(["2025-04-07", "2021-02-01", "2018-02-01"]);
-        }
-        let mut answer = Response::new(Full::new(body.to_string().into()));
+        let (status, _, wait) = self.shape();
+        let mut answer = Response::new(Full::new(self.body().into()));
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(CONTENT_TYPE, JSON);
         if let Some(wait) = wait {
-            let seconds = wait.as_secs().clamp(1, MAX_RETRY_AFTER);
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(wait)));
         }
         if matches!(self, Self::ChangedHands(_) | Self::NotAttested { .. }) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -191,6 +202,47 @@ impl Refusal {
         }
         answer
     }
+
+    /// The answer as it goes over the wire, after which the connection is closed.
+    pub(crate) fn last_words(&self) -> Bytes {
+        let (status, _, wait) = self.shape();
+        let body = self.body();
+        let wait = wait.map_or_else(String::new, |wait| {
+            format!("retry-after: {}\r\n", seconds(wait))
+        });
+        format!(
+            "HTTP/1.1 {status}\r\n{wait}content-type: application/json; charset=utf-8\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .into()
+    }
+
+    fn body(&self) -> String {
+        let (status, code, _) = self.shape();
+        let mut description = self.to_string();
+        // Some clients take this word in a refusal for a metadata service that is not there.
+        if status == StatusCode::FORBIDDEN
+            && description.to_ascii_lowercase().contains("unreachable")
+        {
+            description =
+                "the issuer refused, and its words are not for clients; see the node agent's log"
+                    .to_owned();
+        }
+        let mut body = serde_json::json!({
+            "error": code,
+            "error_description": description,
+            "correlationId": uuid::Uuid::new_v4().to_string(),
+        });
+        if matches!(self, Self::Query(QueryError::ApiVersion)) {
+            body["newest-versions"] = serde_json::json!(NEWEST_VERSIONS);
+        }
+        body.to_string()
+    }
+}
+
+/// What `Retry-After` says: whole seconds, as all clients read it.
+fn seconds(wait: Duration) -> u64 {
+    wait.as_secs().clamp(1, MAX_RETRY_AFTER)
 }
 
 fn source(error: &SourceError) -> (StatusCode, &'static str, Option<Duration>) {

@@ -1,12 +1,16 @@
 //! What the node agent needs to be told.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use podid_policy::matching::Scope;
 
 use crate::attest::Attestor;
+
+/// What no client that keeps its tokens comes near to.
+pub const POD_REQUESTS: u32 = 100;
 
 /// Settings of the node agent.
 #[derive(Debug, Clone)]
@@ -26,6 +30,10 @@ pub struct Config {
     pub metadata_header_required: bool,
     /// Categories of metadata, such as `instance`, that pods may read.
     pub allowed_categories: Vec<String>,
+    /// How many requests a second a pod may make for long, and twice as many at once; the rest is answered with 429.
+    pub pod_requests: u32,
+    /// Where the node's own programs ask for a pod's token, if they may.
+    pub host_token_socket: Option<PathBuf>,
     /// Looks whether a caller is the pod that its address says; without it the address alone counts.
     pub attestor: Option<Arc<Attestor>>,
     /// Where `/healthz` and `/readyz` are served.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::fairness::Connections;
 use crate::index::{Caller, Index};
 use crate::lookup::Lookup;
 use crate::metrics::Metrics;
@@ -26,6 +27,7 @@ pub(crate) struct Shared {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) lookup: Lookup,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) quiet: Quiet,
     synced: AtomicBool,
 }
@@ -49,6 +51,7 @@ impl Shared {
             ),
             upstream,
             metrics,
+            connections: Arc::new(Connections::new(config.pod_requests)),
             quiet: Quiet::default(),
             synced: AtomicBool::new(false),
             config,

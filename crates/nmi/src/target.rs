@@ -15,6 +15,9 @@ const MAX_RESOURCE: usize = 1024;
 /// Since this version of the protocol there are identities.
 const FIRST_API_VERSION: &str = "2018-02-01";
 
+/// The newest versions of the protocol that are known, which a client with another one is told.
+pub const NEWEST_VERSIONS: [&str; 3] = ["2025-04-07", "2024-07-17", "2024-03-15"];
+
 /// Which endpoint a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint<'a> {

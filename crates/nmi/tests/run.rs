@@ -18,6 +18,7 @@ use futures::StreamExt as _;
 use parking_lot::Mutex;
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
+use podid_nmi::config::POD_REQUESTS;
 use podid_nmi::{Config, Nmi, NmiError, Upstream};
 use podid_policy::matching::Scope;
 use serde_json::{Value, json};
@@ -171,6 +172,8 @@ async fn rig(api_is_up: bool) -> Rig {
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,
         allowed_categories: Vec::new(),
+        pod_requests: POD_REQUESTS,
+        host_token_socket: None,
         attestor: None,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),

@@ -1,22 +1,27 @@
 use super::*;
 use std::sync::atomic::AtomicUsize;
 
+use http::{Request, Response};
 use parking_lot::Mutex;
 
 use podid_api::assigned::{AssignedFacts, State};
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
-use podid_policy::facts::{BindingFacts, ExceptionFacts, IdentitySource, ObjectKey, PodPhase};
+use podid_policy::facts::{
+    BindingFacts, ExceptionFacts, IdentityFacts, IdentitySource, ObjectKey, PodPhase,
+};
 use podid_policy::ids::{ClientId, ResourceId};
 use podid_policy::matching::Scope;
 use rstest::rstest;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::config::Config;
+use crate::config::{Config, POD_REQUESTS};
 use crate::metrics::Metrics;
 use crate::source::Upstream;
+use crate::target::MAX_TARGET;
 
 const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
 const OTHER: &str = "6f1c0000-0000-0000-0000-0000000033cd";
@@ -103,6 +108,8 @@ async fn rig() -> Rig {
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,
         allowed_categories: vec!["versions".into()],
+        pod_requests: POD_REQUESTS,
+        host_token_socket: None,
         attestor: None,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),

@@ -12,6 +12,7 @@ use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_intercept::{Backend, Keeper, Rules, listen};
 use podid_nmi::attest::Attestor;
+use podid_nmi::config::POD_REQUESTS;
 use podid_nmi::{Config, Upstream};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
@@ -341,6 +342,8 @@ impl Nmi {
             token_floor: TOKEN_FLOOR,
             metadata_header_required: self.door.metadata_header_required,
             allowed_categories,
+            pod_requests: POD_REQUESTS,
+            host_token_socket: None,
             attestor: self.attestor()?,
             probe: any(self.ports.probe),
             metrics: any(self.ports.prometheus),

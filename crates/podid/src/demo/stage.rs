@@ -15,6 +15,7 @@ use podid_azure::endpoints::Endpoints;
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_mic::Mic;
+use podid_nmi::config::POD_REQUESTS;
 use podid_nmi::{Nmi, Upstream};
 use podid_policy::ids::ClientId;
 use podid_policy::matching::Scope;
@@ -430,6 +431,8 @@ fn node_agent() -> podid_nmi::Config {
         token_floor: Duration::from_secs(1),
         metadata_header_required: true,
         allowed_categories: Vec::new(),
+        pod_requests: POD_REQUESTS,
+        host_token_socket: None,
         attestor: None,
         probe: loopback(0),
         metrics: loopback(0),

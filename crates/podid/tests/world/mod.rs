@@ -296,15 +296,36 @@ impl World {
     }
 }
 
+impl World {
+    /// The object id of an identity's service principal, as the node's own metadata service says it in a token.
+    pub fn object_id(&self, name: &str) -> String {
+        let id = &self.identity(name).client_id;
+        let url = format!("{TOKEN}&client_id={id}");
+        let output = self.net.run(
+            "azure",
+            "curl",
+            &["-sS", "--noproxy", "*", "-H", "Metadata: true", &url],
+        );
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        claims(answer["access_token"].as_str().unwrap())["oid"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+}
+
 /// The client id in a token of the simulated Azure, by whose claims an application would be known.
 pub fn whose(token: &str) -> String {
+    claims(token)["appid"].as_str().unwrap().to_owned()
+}
+
+fn claims(token: &str) -> Value {
     use base64::Engine as _;
     let claims = token.split('.').nth(1).unwrap_or_default();
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(claims)
-        .unwrap();
-    let claims: Value = serde_json::from_slice(&bytes).unwrap();
-    claims["appid"].as_str().unwrap().to_owned()
+        .unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap()
 }
 
 pub fn text(output: &Output) -> String {

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use crate::answer::{self, Refusal};
 use crate::request::Answer;
 use crate::shared::Shared;
+use crate::target::{QueryError, is_plain_query};
 
 /// Larger bodies are refused.
 const MAX_BODY: usize = 64 * 1024;
@@ -48,6 +49,9 @@ pub(crate) async fn unchanged(
 /// A request for a category that pods may read. Only its target is passed on: a header or a body could tell another reader
 /// that something else is asked for.
 pub(crate) async fn category(shared: &Shared, target: &Uri) -> Result<Answer, Refusal> {
+    if !is_plain_query(target.query().unwrap_or_default()) {
+        return Err(QueryError::Odd.into());
+    }
     let target = target
         .path_and_query()
         .map_or("/", |target| target.as_str());

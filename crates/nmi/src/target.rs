@@ -64,19 +64,29 @@ fn is_token(path: &str) -> bool {
 
 /// The category, when the path is spelt so plainly that nobody can read it otherwise.
 fn category(path: &str) -> Option<&str> {
-    let plain = |s: &str| {
-        !s.is_empty()
-            && s != "."
-            && s != ".."
-            && s.bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    let plain = |segment: &str| {
+        let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = segment.as_bytes();
+        ends(bytes.first())
+            && ends(bytes.last())
+            && bytes
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+            && !segment.eq_ignore_ascii_case("identity")
     };
     let path = path.strip_prefix('/')?;
     let path = path.strip_suffix('/').unwrap_or(path);
     let mut segments = path.split('/');
     let root = segments.next()?.eq_ignore_ascii_case("metadata");
-    let category = segments.next().filter(|s| plain(s))?;
-    (root && segments.all(plain) && !category.eq_ignore_ascii_case("identity")).then_some(category)
+    let category = segments.next().filter(|segment| plain(segment))?;
+    (root && segments.all(plain)).then_some(category)
+}
+
+/// Whether the query of a request for a category holds nothing that anybody could read as a path.
+pub fn is_plain_query(query: &str) -> bool {
+    query
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"-_.~=&,:+".contains(&b))
 }
 
 /// The segments that the most lenient reader could see: decoded until nothing is left to decode, backslashes as slashes,
@@ -160,6 +170,9 @@ pub enum QueryError {
     /// The identity is named by something that is not an id.
     #[error("query variable '{0}' is malformed")]
     Selector(&'static str),
+    /// The query of a request for a category could be read in several ways.
+    #[error("the query has characters other than letters, digits and -_.~=&,:+")]
+    Odd,
     /// Identities are not known by their object id.
     #[error(
         "object_id is not supported, since an AzureIdentity does not state it; name the identity by client_id or msi_res_id"
@@ -221,7 +234,7 @@ fn variables(query: &str) -> Result<Variables<'_>, QueryError> {
     let mut found = Variables::default();
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (slot, name) = match name {
+        let (slot, name) = match &*plain(name) {
             "api-version" => (&mut found.api_version, "api-version"),
             "resource" => (&mut found.resource, "resource"),
             "client_id" => (&mut found.client_id, "client_id"),

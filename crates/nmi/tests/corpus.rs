@@ -1,0 +1,102 @@
+//! Requests that try to get past the door (CVE-2022-23551 and its family), as raw bytes, with a metadata service behind it that
+//! understands whatever can be understood.
+
+mod common;
+
+use std::time::Duration;
+
+use common::corpus::{Entry, entries};
+use common::objects::{BARE, WEB};
+use common::{Rig, client, lenient, rig};
+use futures::StreamExt as _;
+use serde_json::Value;
+
+/// A connection that is open longer than this hangs. The client itself is silent for a part of it.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Exchanges at a time: fewer than a pod's share of connections.
+const PARALLEL: usize = 48;
+/// Who asks, and whether the agent passes some categories on and does without the header.
+const WAYS: [(&str, bool); 4] = [(BARE, false), (WEB, false), (BARE, true), (WEB, true)];
+
+#[tokio::test]
+async fn nothing_gets_past_the_door() {
+    let entries = entries();
+    assert!(entries.len() >= 200, "{}", entries.len());
+    let mut wrong = Vec::new();
+    let mut ways = Vec::new();
+    for (from, open) in WAYS {
+        ways.push(run(&entries, from, open).await);
+    }
+    for (n, entry) in entries.iter().enumerate() {
+        let mut got: Vec<&str> = ways.iter().map(|way| way[n].as_str()).collect();
+        if got.iter().all(|one| *one == got[0]) {
+            got.truncate(1);
+        }
+        if got != entry.expected {
+            let got = got.join(",");
+            wrong.push(format!("{}: {got} | {}", entry.family, entry.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The outcome of each entry.
+async fn run(entries: &[Entry], from: &str, open: bool) -> Vec<String> {
+    let rig = rig(|config| {
+        config.pod_requests = 1_000_000;
+        if open {
+            config.metadata_header_required = false;
+            config.allowed_categories = ["instance", "versions"].map(str::to_owned).into();
+        }
+    })
+    .await;
+    rig.upstream.forget();
+    let outcomes = futures::stream::iter(entries)
+        .map(|entry| exchange(&rig, from, entry))
+        .buffered(PARALLEL)
+        .collect()
+        .await;
+    let own = "&msi_res_id=%2Fsubscriptions%2Fs%2FresourceGroups%2Fr%2Fproviders%2FMicrosoft.ManagedIdentity%2FuserAssignedIdentities%2Freader HTTP/1.1\r\n";
+    for seen in rig.upstream.seen() {
+        let token = lenient::names_the_token_endpoint(seen.as_bytes());
+        let (line, rest) = seen.split_once('\n').unwrap_or((&seen, ""));
+        let ours = line.starts_with(&format!("GET {}", common::TOKEN))
+            && seen.contains(own)
+            && !lenient::names_the_token_endpoint(rest.as_bytes());
+        assert!(!token || (ours && from == WEB), "reached: {seen:?}");
+    }
+    rig.end().await;
+    outcomes
+}
+
+async fn exchange(rig: &Rig, from: &str, entry: &Entry) -> String {
+    let received = client::exchange(from, rig.door, &entry.bytes, LIMIT).await;
+    let to_head = entry.bytes.starts_with(b"HEAD");
+    let answers = client::answers(&received, to_head);
+    for answer in answers
+        .iter()
+        .filter(|answer| !to_head && answer.status != 200)
+    {
+        let body: Value = answer.json();
+        let said = body["error"].is_string() && body["error_description"].is_string();
+        let kind = answer.header("content-type").unwrap_or_default();
+        assert!(
+            said && kind.starts_with("application/json"),
+            "{}: {answer:?}",
+            entry.name
+        );
+        assert!(
+            (400..600).contains(&answer.status),
+            "{}: {answer:?}",
+            entry.name
+        );
+    }
+    let statuses: Vec<String> = answers
+        .iter()
+        .map(|answer| answer.status.to_string())
+        .collect();
+    match statuses.is_empty() {
+        true => "closed".to_owned(),
+        false => statuses.join("+"),
+    }
+}

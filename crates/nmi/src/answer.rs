@@ -15,7 +15,7 @@ use crate::target::{NEWEST_VERSIONS, QueryError};
 
 /// Longer waits are not asked for: a client should come back while it is still interested.
 const MAX_RETRY_AFTER: u64 = 60;
-const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 
 /// A request that gets no token: the only place where a failure becomes a status.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,30 @@ pub enum Refusal {
     /// No pod has the caller's address yet.
     #[error("the pod with the address {0} is not known yet; ask again")]
     UnknownYet(std::net::IpAddr),
+    /// The pod that the node asks for is not here.
+    #[error("no pod {0} runs on this node")]
+    UnknownPod(podid_policy::facts::ObjectKey),
+    /// The node asks for a pod that has its tokens from the metadata service itself.
+    #[error(
+        "AzurePodIdentityException {exception} exempts pod {pod}; it has no identity of podid's"
+    )]
+    Exempted {
+        /// The pod.
+        pod: podid_policy::facts::ObjectKey,
+        /// What exempts it.
+        exception: podid_policy::facts::ObjectKey,
+    },
+    /// The node must say which pod it asks for.
+    #[error("the headers podname and podns must name the pod whose token is asked for")]
+    NoPodNamed,
+    /// A pod's token is asked for by somebody who is not the node.
+    #[error(
+        "a pod's token is given to the node's own programs only, by the Unix socket that --host-token-socket names"
+    )]
+    NotTheNode,
+    /// The metadata service does not tell its tenant.
+    #[error("the metadata service does not tell which tenant its identities are of; ask again")]
+    NoTenant,
     /// Several pods have the caller's address.
     #[error(
         "the address {0} belongs to more than one live pod at the moment; ask again when the old one is gone"
@@ -107,6 +131,9 @@ pub enum Refusal {
     /// The caller has too many connections or sends too many requests.
     #[error("too many requests or open connections from this pod; keep tokens until they expire")]
     Busy,
+    /// Too many requests for the metadata service itself.
+    #[error("too many requests of this node for the metadata service itself; ask again")]
+    Crowded,
     /// The token cannot be had.
     #[error("the token cannot be had: {0}")]
     Source(#[from] std::sync::Arc<SourceError>),
@@ -129,11 +156,16 @@ impl Refusal {
             | Self::Forwarded
             | Self::Query(_)
             | Self::Malformed
+            | Self::NoPodNamed
+            | Self::Exempted { .. }
             | Self::Body => (S::BAD_REQUEST, "invalid_request", None),
             Self::Redirected => (S::BAD_GATEWAY, "invalid_response", None),
-            Self::Category(_) => (S::FORBIDDEN, "access_denied", None),
-            Self::UnknownCaller(_) | Self::Denied(_) => (S::BAD_REQUEST, "invalid_request", None),
+            Self::Category(_) | Self::NotTheNode => (S::FORBIDDEN, "access_denied", None),
+            Self::UnknownCaller(_) | Self::UnknownPod(_) | Self::Denied(_) => {
+                (S::BAD_REQUEST, "invalid_request", None)
+            }
             Self::Starting
+            | Self::NoTenant
             | Self::UnknownYet(_)
             | Self::AmbiguousCaller(_)
             | Self::ChangedHands(_)
@@ -144,7 +176,7 @@ impl Refusal {
                 "temporarily_unavailable",
                 Some(Duration::from_secs(5)),
             ),
-            Self::Busy => (S::TOO_MANY_REQUESTS, "too_many_requests", soon),
+            Self::Busy | Self::Crowded => (S::TOO_MANY_REQUESTS, "too_many_requests", soon),
             Self::Source(error) => source(error),
             Self::Upstream(error) => azure(error),
         }
@@ -171,6 +203,11 @@ impl Refusal {
             Self::Category(_) => "CategoryBlocked",
             Self::Starting => "Starting",
             Self::UnknownCaller(_) => "UnknownCaller",
+            Self::UnknownPod(_) => "UnknownPod",
+            Self::Exempted { .. } => "Exempted",
+            Self::NoPodNamed => "NoPodNamed",
+            Self::NotTheNode => "NotTheNode",
+            Self::NoTenant => "NoTenant",
             Self::UnknownYet(_) => "UnknownYet",
             Self::AmbiguousCaller(_) => "AmbiguousCaller",
             Self::ChangedHands(_) => "ChangedHands",
@@ -179,15 +216,16 @@ impl Refusal {
             Self::Denied(reason) => reason.name(),
             Self::NotAssigned { .. } => "NotAssigned",
             Self::Busy => "Busy",
+            Self::Crowded => "Crowded",
             Self::Source(error) => error.name(),
             Self::Upstream(error) => error.kind().name(),
         }
     }
 
-    /// The answer.
-    pub fn answer(&self) -> Response<Full<Bytes>> {
+    /// The answer, under an id by which the log tells more.
+    pub fn answer(&self, correlation_id: &str) -> Response<Full<Bytes>> {
         let (status, _, wait) = self.shape();
-        let mut answer = Response::new(Full::new(self.body().into()));
+        let mut answer = Response::new(Full::new(self.body(correlation_id).into()));
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(CONTENT_TYPE, JSON);
@@ -206,7 +244,7 @@ impl Refusal {
     /// The answer as it goes over the wire, after which the connection is closed.
     pub(crate) fn last_words(&self) -> Bytes {
         let (status, _, wait) = self.shape();
-        let body = self.body();
+        let body = self.body(&correlation_id());
         let wait = wait.map_or_else(String::new, |wait| {
             format!("retry-after: {}\r\n", seconds(wait))
         });
@@ -217,7 +255,7 @@ impl Refusal {
         .into()
     }
 
-    fn body(&self) -> String {
+    fn body(&self, correlation_id: &str) -> String {
         let (status, code, _) = self.shape();
         let mut description = self.to_string();
         // Some clients take this word in a refusal for a metadata service that is not there.
@@ -231,13 +269,18 @@ impl Refusal {
         let mut body = serde_json::json!({
             "error": code,
             "error_description": description,
-            "correlationId": uuid::Uuid::new_v4().to_string(),
+            "correlationId": correlation_id,
         });
         if matches!(self, Self::Query(QueryError::ApiVersion)) {
             body["newest-versions"] = serde_json::json!(NEWEST_VERSIONS);
         }
         body.to_string()
     }
+}
+
+/// A new id.
+pub(crate) fn correlation_id() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 /// What `Retry-After` says: whole seconds, as all clients read it.

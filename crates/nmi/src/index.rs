@@ -213,6 +213,11 @@ impl Index {
         self.assigned.keys().cloned().collect()
     }
 
+    /// The pod of this name, if it is on this node.
+    pub fn pod(&self, key: &ObjectKey) -> Option<Arc<PodFacts>> {
+        self.pods.get(key).cloned()
+    }
+
     /// Who has this address.
     pub fn caller(&self, address: IpAddr) -> Caller {
         match self.addresses.get(&address).map(Vec::as_slice) {

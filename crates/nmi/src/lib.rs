@@ -7,9 +7,12 @@ pub mod config;
 mod door;
 mod fairness;
 mod grant;
+mod host;
 pub mod index;
+mod info;
 mod lookup;
 pub mod metrics;
+mod pace;
 mod pass;
 mod pods;
 mod probe;
@@ -18,6 +21,7 @@ mod request;
 mod shared;
 pub mod source;
 pub mod target;
+mod trace;
 mod watches;
 mod wire;
 
@@ -124,6 +128,12 @@ impl Nmi {
         let socket = |what, outcome: std::io::Result<()>| {
             outcome.map_err(|cause| NmiError::Socket { what, cause })
         };
+        if let Some(path) = &self.shared.config.host_token_socket {
+            let what = "the host's socket (--host-token-socket)";
+            let listener = host::bind(path).map_err(|cause| NmiError::Socket { what, cause })?;
+            let serve = host::serve(listener, Arc::clone(&self.shared), stop.clone());
+            tasks.spawn(async move { ("host", socket(what, serve.await)) });
+        }
         for door in listeners.doors {
             let serve = door::serve(door, Arc::clone(&self.shared), stop.clone());
             tasks.spawn(async move { ("door", socket("the front door", serve.await)) });

@@ -69,6 +69,5 @@ pub(crate) async fn category(shared: &Shared, target: &Uri) -> Result<Answer, Re
 }
 
 async fn send(shared: &Shared, request: Request<Bytes>) -> Result<Answer, Refusal> {
-    let answer = shared.upstream.imds().forward(request).await;
-    Ok(answer::forwarded(answer.map_err(Refusal::Upstream)?))
+    Ok(answer::forwarded(shared.upstream.forward(request).await?))
 }

@@ -1,26 +1,32 @@
 //! A request becomes an answer.
 
-use std::net::IpAddr;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use jiff::Timestamp;
 use podid_policy::facts::PodFacts;
 
-use crate::answer::Refusal;
+use crate::answer::{self, Refusal};
 use crate::door::Visit;
-use crate::grant;
+use crate::grant::{self, Asker};
 use crate::index::Caller;
+use crate::info;
 use crate::pass;
 use crate::shared::Shared;
-use crate::target::{Endpoint, MAX_TARGET, endpoint};
+use crate::target::{Endpoint, MAX_TARGET, endpoint, token_request};
 
 const METADATA: HeaderName = HeaderName::from_static("metadata");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+pub(crate) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
+/// Longer ones are not logged.
+const MAX_REQUEST_ID: usize = 128;
 
 pub(crate) type Answer = Response<Full<Bytes>>;
 
@@ -30,6 +36,18 @@ pub(crate) struct Told {
     pub(crate) endpoint: &'static str,
     pub(crate) pod: Option<Arc<PodFacts>>,
     pub(crate) resource: String,
+    /// What the client calls its request.
+    pub(crate) client_request_id: Option<HeaderValue>,
+}
+
+impl Told {
+    pub(crate) fn client_request_id(&self) -> &str {
+        let text = self.client_request_id.as_ref().map(HeaderValue::to_str);
+        match text {
+            Some(Ok(text)) if text.len() <= MAX_REQUEST_ID => text,
+            _ => "",
+        }
+    }
 }
 
 /// Answers a request, whatever it is.
@@ -37,20 +55,30 @@ pub(crate) async fn respond(shared: &Shared, request: Request<Incoming>, visit: 
     let started = Instant::now();
     let mut told = Told {
         endpoint: "other",
+        client_request_id: request.headers().get(CLIENT_REQUEST_ID).cloned(),
         ..Told::default()
     };
     let outcome = match visit.place.admit(started) {
         true => route(shared, request, visit, &mut told).await,
         false => Err(Refusal::Busy),
     };
-    let answer = match outcome {
-        Ok(answer) => answer,
-        Err(refusal) => {
-            shared.metrics.refused(refusal.name());
-            tell(shared, &refusal, visit.peer, told.pod.as_deref());
-            refusal.answer()
-        }
-    };
+    finish(shared, outcome, &told, &visit.peer, started)
+}
+
+/// Makes an answer of an outcome, logs and counts it.
+pub(crate) fn finish(
+    shared: &Shared,
+    outcome: Result<Answer, Refusal>,
+    told: &Told,
+    peer: &dyn Display,
+    started: Instant,
+) -> Answer {
+    let answer = outcome.unwrap_or_else(|refusal| {
+        shared.metrics.refused(refusal.name());
+        let id = answer::correlation_id();
+        tell(shared, &refusal, peer, told, &id);
+        refusal.answer(&id)
+    });
     let namespace = told.pod.as_ref().map_or("", |pod| &pod.key.namespace);
     let status = answer.status().as_u16();
     let took = started.elapsed();
@@ -60,7 +88,7 @@ pub(crate) async fn respond(shared: &Shared, request: Request<Incoming>, visit: 
     answer
 }
 
-fn tell(shared: &Shared, refusal: &Refusal, peer: IpAddr, pod: Option<&PodFacts>) {
+fn tell(shared: &Shared, refusal: &Refusal, peer: &dyn Display, told: &Told, id: &str) {
     let Some(left_out) = shared.quiet.admit() else {
         return;
     };
@@ -70,9 +98,11 @@ fn tell(shared: &Shared, refusal: &Refusal, peer: IpAddr, pod: Option<&PodFacts>
             "more refusals than are logged; metrics count them all"
         );
     }
+    let pod = told.pod.as_ref();
     let (name, namespace) = pod.map_or(("", ""), |pod| (&pod.key.name, &pod.key.namespace));
     tracing::info!(
         pod = name, namespace, %peer, status = refusal.status().as_u16(), reason = refusal.name(), detail = %refusal,
+        correlation_id = id, client_request_id = told.client_request_id(),
         "refused"
     );
 }
@@ -106,6 +136,12 @@ async fn route(
     }
     match endpoint(request.uri().path()) {
         Endpoint::Identity | Endpoint::Unknown => Err(Refusal::NotFound),
+        Endpoint::Host => Err(Refusal::NotTheNode),
+        Endpoint::Info => {
+            told.endpoint = "info";
+            admissible(shared, &request)?;
+            info::tenant(shared, Asker::Pod(visit), request.uri()).await
+        }
         Endpoint::Category(category) => {
             told.endpoint = "metadata";
             if caller.is_none() {
@@ -113,10 +149,14 @@ async fn route(
                 return Err(Refusal::Starting);
             }
             let allowed = &shared.config.allowed_categories;
-            if !allowed
+            let is_allowed = allowed
                 .iter()
-                .any(|name| name.eq_ignore_ascii_case(category))
-            {
+                .any(|name| name.eq_ignore_ascii_case(category));
+            if !is_allowed && request.uri().path() == "/metadata/versions" {
+                admissible(shared, &request)?;
+                return Ok(info::versions());
+            }
+            if !is_allowed {
                 return Err(Refusal::Category(category.to_owned()));
             }
             admissible(shared, &request)?;
@@ -125,7 +165,9 @@ async fn route(
         Endpoint::Token => {
             told.endpoint = "token";
             admissible(shared, &request)?;
-            grant::token(shared, &request, visit, told).await
+            let query = token_request(request.uri().query().unwrap_or_default())?;
+            let (token, _) = grant::token(shared, Asker::Pod(visit), &query, told).await?;
+            Ok(answer::token(&token, Timestamp::now()))
         }
     }
 }

@@ -12,10 +12,12 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::fairness::Connections;
 use crate::index::{Caller, Index};
+use crate::info::NodeTenant;
 use crate::lookup::Lookup;
 use crate::metrics::Metrics;
 use crate::quiet::Quiet;
 use crate::source::Upstream;
+use crate::trace::ObjectIds;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -29,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) quiet: Quiet,
+    pub(crate) object_ids: ObjectIds,
+    pub(crate) tenant: NodeTenant,
     synced: AtomicBool,
 }
 
@@ -53,6 +57,8 @@ impl Shared {
             metrics,
             connections: Arc::new(Connections::new(config.pod_requests)),
             quiet: Quiet::default(),
+            object_ids: ObjectIds::default(),
+            tenant: NodeTenant::new(),
             synced: AtomicBool::new(false),
             config,
         }

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use kube::Client;
 use parking_lot::Mutex;
 use podid_azure::entra::Entra;
@@ -13,10 +15,21 @@ use podid_cluster::secrets::{self, SecretError};
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
+use crate::answer::Refusal;
+use crate::pace::Pace;
+
 /// The metadata service allows five requests at a time.
 const IMDS_PARALLEL: usize = 5;
 /// Of which one identity's may take so many, so that a slow or poisoned one delays no other.
 const IMDS_SHARE: usize = 2;
+/// Requests that are passed on may take so many.
+const IMDS_PASSED: usize = 2;
+/// It answers 20 requests a second, and refuses the rest: so many steadily, and so many more at once.
+const IMDS_RATE: (u32, u32) = (15, 5);
+/// Of which so many may be passed on.
+const IMDS_PASSED_RATE: (u32, u32) = (5, 5);
+/// Whoever would wait longer for that is refused.
+const IMDS_PASSED_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a token cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +100,9 @@ pub struct Upstream {
 /// Turns at the metadata service.
 struct Lanes {
     all: Semaphore,
+    pace: Pace,
+    passed: Semaphore,
+    passed_pace: Pace,
     shares: Mutex<HashMap<ObjectKey, Arc<Semaphore>>>,
 }
 
@@ -94,6 +110,9 @@ impl Default for Lanes {
     fn default() -> Self {
         Self {
             all: Semaphore::new(IMDS_PARALLEL),
+            pace: Pace::new(IMDS_RATE.0, IMDS_RATE.1),
+            passed: Semaphore::new(IMDS_PASSED),
+            passed_pace: Pace::new(IMDS_PASSED_RATE.0, IMDS_PASSED_RATE.1),
             shares: Mutex::default(),
         }
     }
@@ -116,7 +135,9 @@ impl Lanes {
         };
         // One's own share first: whoever waits for it must not hold a turn that another could use.
         let share = share.acquire_owned().await.ok();
-        (share, self.all.acquire().await.ok())
+        let turn = self.all.acquire().await.ok();
+        self.pace.wait().await;
+        (share, turn)
     }
 }
 
@@ -131,9 +152,21 @@ impl Upstream {
         }
     }
 
-    /// The metadata service, for exempted pods.
-    pub fn imds(&self) -> &Imds {
-        &self.imds
+    /// Passes a request on to the metadata service. Tokens take precedence: more than a few a second are refused.
+    ///
+    /// # Errors
+    /// [`Refusal::Crowded`], or that there was no answer.
+    pub(crate) async fn forward(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<Bytes>, Refusal> {
+        if !self.lanes.passed_pace.wait_at_most(IMDS_PASSED_WAIT).await {
+            return Err(Refusal::Crowded);
+        }
+        let _passed = self.lanes.passed.acquire().await.ok();
+        let _turn = self.lanes.all.acquire().await.ok();
+        self.lanes.pace.wait().await;
+        self.imds.forward(request).await.map_err(Refusal::Upstream)
     }
 
     async fn secret(&self, key: &ObjectKey) -> Result<zeroize::Zeroizing<String>, SourceError> {

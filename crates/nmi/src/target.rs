@@ -23,8 +23,12 @@ pub const NEWEST_VERSIONS: [&str; 3] = ["2025-04-07", "2024-07-17", "2024-03-15"
 pub enum Endpoint<'a> {
     /// The token endpoint.
     Token,
+    /// Which tenant the caller's identity is of.
+    Info,
     /// Something else under `/metadata/identity`, or an odd spelling of it: never answered, never passed on.
     Identity,
+    /// The original's endpoint for the node's own programs.
+    Host,
     /// Another category of metadata, spelt plainly: `instance`, `versions`, …
     Category(&'a str),
     /// Nothing that the metadata service has.
@@ -33,8 +37,13 @@ pub enum Endpoint<'a> {
 
 /// Reads a path.
 pub fn endpoint(path: &str) -> Endpoint<'_> {
-    if is_token(path) {
-        return Endpoint::Token;
+    match exact(path) {
+        Some("identity/oauth2/token") => return Endpoint::Token,
+        Some("identity/info") => return Endpoint::Info,
+        _ => {}
+    }
+    if is_host(path) {
+        return Endpoint::Host;
     }
     if let Some(category) = category(path) {
         return Endpoint::Category(category);
@@ -52,14 +61,19 @@ pub fn endpoint(path: &str) -> Endpoint<'_> {
     }
 }
 
-/// As clients write it: `metadata` in any case, doubled slash in front (Java), one slash at the end (JavaScript).
-fn is_token(path: &str) -> bool {
+/// What follows `metadata/`, as clients write it: `metadata` in any case, doubled slash in front (Java), one slash at the end
+/// (JavaScript).
+fn exact(path: &str) -> Option<&str> {
     let path = path.strip_prefix('/').unwrap_or(path);
     let path = path.strip_prefix('/').unwrap_or(path);
     let path = path.strip_suffix('/').unwrap_or(path);
-    path.split_once('/').is_some_and(|(root, rest)| {
-        root.eq_ignore_ascii_case("metadata") && rest == "identity/oauth2/token"
-    })
+    let (root, rest) = path.split_once('/')?;
+    root.eq_ignore_ascii_case("metadata").then_some(rest)
+}
+
+/// Whether the node asks for a pod's token.
+pub fn is_host(path: &str) -> bool {
+    path.strip_suffix('/').unwrap_or(path) == "/host/token"
 }
 
 /// The category, when the path is spelt so plainly that nobody can read it otherwise.
@@ -144,9 +158,18 @@ pub struct TokenRequest<'a> {
     /// What the token is for, to the byte as the client means it.
     pub resource: Cow<'a, str>,
     /// Which identity.
-    pub wanted: Wanted,
+    pub named: Named,
     /// Whether a cached token will not do.
     pub bypass_cache: bool,
+}
+
+/// How a request names an identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// What the rules can tell; with an object id, that it was traced to nothing so far.
+    pub wanted: Wanted,
+    /// The object id, a GUID like any.
+    pub object_id: Option<ClientId>,
 }
 
 /// Why a query is refused.
@@ -173,11 +196,6 @@ pub enum QueryError {
     /// The query of a request for a category could be read in several ways.
     #[error("the query has characters other than letters, digits and -_.~=&,:+")]
     Odd,
-    /// Identities are not known by their object id.
-    #[error(
-        "object_id is not supported, since an AzureIdentity does not state it; name the identity by client_id or msi_res_id"
-    )]
-    ObjectId,
 }
 
 /// The variables that mean something here; a client's other ones are ignored.
@@ -197,10 +215,22 @@ struct Variables<'a> {
 /// [`QueryError`] says what is missing, doubled or malformed.
 pub fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
     let variables = variables(query)?;
-    let version = variables.api_version.unwrap_or_default();
-    if !is_api_version(&version) {
+    if !is_api_version(variables.api_version.as_deref().unwrap_or_default()) {
         return Err(QueryError::ApiVersion);
     }
+    token_of(variables)
+}
+
+/// Reads the query of the node's request for a pod's token, which has no version.
+///
+/// # Errors
+/// [`QueryError`] says what is missing, doubled or malformed.
+pub fn host_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
+    token_of(variables(query)?)
+}
+
+fn token_of(variables: Variables<'_>) -> Result<TokenRequest<'_>, QueryError> {
+    let named = named(&variables)?;
     let resource = variables
         .resource
         .filter(|resource| !resource.is_empty())
@@ -209,25 +239,46 @@ pub fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
     if resource.len() > MAX_RESOURCE || resource.contains(odd) {
         return Err(QueryError::Resource);
     }
-    let client = variables.client_id.filter(|id| !id.is_empty());
-    let object = variables.object_id.filter(|id| !id.is_empty());
-    let arm = variables.resource_id.filter(|id| !id.is_empty());
-    let wanted = match (client, object, arm) {
-        (None, None, None) => Wanted::Any,
-        (Some(id), None, None) => {
-            Wanted::Client(ClientId::parse(&id).map_err(|_| QueryError::Selector("client_id"))?)
-        }
-        (None, None, Some(id)) => Wanted::Resource(
-            ResourceId::parse(&id).map_err(|_| QueryError::Selector("msi_res_id"))?,
-        ),
-        (None, Some(_), None) => return Err(QueryError::ObjectId),
-        _ => return Err(QueryError::TwoSelectors),
-    };
     Ok(TokenRequest {
         resource,
-        wanted,
+        named,
         bypass_cache: variables.bypass_cache.is_some_and(|value| value == "true"),
     })
+}
+
+/// Reads the query of a request about an identity.
+///
+/// # Errors
+/// [`QueryError`] says what is missing, doubled or malformed.
+pub fn info_request(query: &str) -> Result<Named, QueryError> {
+    let variables = variables(query)?;
+    if !is_api_version(variables.api_version.as_deref().unwrap_or_default()) {
+        return Err(QueryError::ApiVersion);
+    }
+    named(&variables)
+}
+
+fn named<'a>(variables: &'a Variables<'_>) -> Result<Named, QueryError> {
+    // Some clients name nothing by an empty value.
+    let given = |value: &'a Option<Cow<'_, str>>| value.as_deref().filter(|id| !id.is_empty());
+    let client = given(&variables.client_id);
+    let object = given(&variables.object_id);
+    let arm = given(&variables.resource_id);
+    let guid = |id, name| ClientId::parse(id).map_err(|_| QueryError::Selector(name));
+    let mut object_id = None;
+    let wanted = match (client, object, arm) {
+        (None, None, None) => Wanted::Any,
+        (Some(id), None, None) => Wanted::Client(guid(id, "client_id")?),
+        (None, Some(id), None) => {
+            object_id = Some(guid(id, "object_id")?);
+            Wanted::Object(None)
+        }
+        (None, None, Some(id)) => {
+            Wanted::Resource(ResourceId::parse(id).map_err(|_| QueryError::Selector("msi_res_id"))?)
+        }
+        _ => return Err(QueryError::TwoSelectors),
+    };
+    Ok(Named { wanted, object_id })
 }
 
 fn variables(query: &str) -> Result<Variables<'_>, QueryError> {
@@ -261,13 +312,18 @@ fn plain(value: &str) -> Cow<'_, str> {
     }
 }
 
+/// Whether it is a date since there are identities: one that is not known yet too, so that newer clients work.
 fn is_api_version(text: &str) -> bool {
-    let digits = |s: &str, n: usize| s.len() == n && s.bytes().all(|b| b.is_ascii_digit());
+    let number = |part: Option<&str>, digits: usize| {
+        let part = part.filter(|part| part.len() == digits)?;
+        let plain = part.bytes().all(|b| b.is_ascii_digit());
+        plain.then(|| part.parse::<u16>().ok()).flatten()
+    };
     let mut parts = text.splitn(3, '-');
-    let date = parts.next().is_some_and(|s| digits(s, 4))
-        && parts.next().is_some_and(|s| digits(s, 2))
-        && parts.next().is_some_and(|s| digits(s, 2));
-    date && text >= FIRST_API_VERSION
+    let year = number(parts.next(), 4);
+    let month = number(parts.next(), 2).is_some_and(|month| (1..=12).contains(&month));
+    let day = number(parts.next(), 2).is_some_and(|day| (1..=31).contains(&day));
+    year.is_some() && month && day && text >= FIRST_API_VERSION
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub enum Wanted {
     Client(ClientId),
     /// By `msi_res_id` or one of its other spellings.
     Resource(ResourceId),
+    /// By `object_id`, which no object states: the AzureIdentity that it was traced to, if it was.
+    Object(Option<ObjectKey>),
 }
 
 impl Wanted {
@@ -24,6 +26,7 @@ impl Wanted {
             Self::Any => true,
             Self::Client(id) => identity.client_id == *id,
             Self::Resource(id) => identity.resource_id() == Some(id),
+            Self::Object(traced) => traced.as_ref() == Some(&identity.key),
         }
     }
 }

@@ -317,7 +317,7 @@ async fn a_token_is_given_as_the_sdks_need_it() {
 )]
 #[case::host_token(
     "GET /host/token/?resource=r HTTP/1.1\nHost: x\npodname: web\npodns: shop",
-    404
+    403
 )]
 #[case::instance(
     "GET /metadata/instance?api-version=2021-02-01 HTTP/1.1\nHost: x\nMetadata: true",

@@ -28,7 +28,8 @@ fn clients_spellings_are_the_token_endpoint(#[case] path: &str) {
 #[case("/metadata/identity%00/oauth2/token")]
 #[case("///metadata/identity/oauth2/token")]
 #[case("/metadata/identity/getplatformmetadata")]
-#[case("/metadata/identity/info")]
+#[case("/metadata/identity/info/x")]
+#[case("/metadata/identity/inf%6f")]
 #[case("/metadata/identity")]
 #[case("/metadata/")]
 #[case("/x/../metadata/identity/oauth2/token")]
@@ -48,7 +49,9 @@ fn other_categories_are_told_when_spelt_plainly() {
     );
     assert_eq!(endpoint("/metadata/instance/%63ompute"), Endpoint::Unknown);
     assert_eq!(endpoint("/metadata/instance//compute"), Endpoint::Unknown);
-    assert_eq!(endpoint("/host/token"), Endpoint::Unknown);
+    assert_eq!(endpoint("/host/token"), Endpoint::Host);
+    assert_eq!(endpoint("/host/token/"), Endpoint::Host);
+    assert_eq!(endpoint("/host/tokens"), Endpoint::Unknown);
     assert_eq!(endpoint("*"), Endpoint::Unknown);
 }
 
@@ -56,7 +59,7 @@ const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
 const ARM: &str = "/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/n";
 
 fn wanted(query: &str) -> Result<Wanted, QueryError> {
-    token_request(&format!("api-version=2018-02-01&resource=r&{query}")).map(|r| r.wanted)
+    token_request(&format!("api-version=2018-02-01&resource=r&{query}")).map(|r| r.named.wanted)
 }
 
 #[test]
@@ -91,7 +94,8 @@ fn every_name_for_an_identity_selects() {
     );
     assert_eq!(
         wanted(&format!("object_id={CLIENT}")),
-        Err(QueryError::ObjectId)
+        Ok(Wanted::Object(None)),
+        "which nothing is, until it is traced"
     );
 }
 
@@ -102,6 +106,8 @@ fn every_name_for_an_identity_selects() {
 #[case("client_id=x", QueryError::Selector("client_id"))]
 #[case("msi_res_id=../x", QueryError::Selector("msi_res_id"))]
 #[case("client_id=a&msi_res_id=b", QueryError::TwoSelectors)]
+#[case("client_id=a&client%5Fid=a", QueryError::Twice("client_id"))]
+#[case("object_id=x", QueryError::Selector("object_id"))]
 fn contradictions_are_refused(#[case] query: &str, #[case] error: QueryError) {
     assert_eq!(wanted(query), Err(error));
 }
@@ -113,6 +119,10 @@ fn a_version_that_has_identities_is_needed() {
         "resource=r&api-version=",
         "resource=r&api-version=2017-04-02",
         "resource=r&api-version=latest",
+        "resource=r&api-version=2021-13-01",
+        "resource=r&api-version=2021-01-32",
+        "resource=r&api-version=2021-02-01-preview",
+        "resource=r&api-version=20210201",
         "",
     ] {
         assert_eq!(token_request(query), Err(QueryError::ApiVersion), "{query}");

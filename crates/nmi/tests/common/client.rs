@@ -53,12 +53,13 @@ pub async fn get(from: &str, to: SocketAddr, target: &str, headers: &str) -> Ans
     answers(&bytes, false).pop().expect("an answer")
 }
 
-/// Sends these bytes and reads to the end. After a silence the client says that it has nothing more to say.
+/// Sends these bytes and reads to the end. After a silence, a longer one before anything was heard, the client says that it has
+/// nothing more to say.
 ///
 /// # Panics
 /// When the connection is not at its end by the deadline.
 pub async fn exchange(from: &str, to: SocketAddr, bytes: &[u8], limit: Duration) -> Vec<u8> {
-    const SILENCE: Duration = Duration::from_millis(250);
+    const SILENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(3000)];
     let until = Instant::now() + limit;
     let stream = connect(from, to).await;
     let (mut reader, mut writer) = stream.into_split();
@@ -73,7 +74,12 @@ pub async fn exchange(from: &str, to: SocketAddr, bytes: &[u8], limit: Duration)
     let mut writing = Some(writing);
     loop {
         let read = match &mut writing {
-            Some(_) => match timeout(SILENCE, reader.read(&mut chunk)).await {
+            Some(_) => match timeout(
+                SILENCE[usize::from(received.is_empty())],
+                reader.read(&mut chunk),
+            )
+            .await
+            {
                 Ok(read) => read,
                 Err(_) => {
                     let mut writer = writing.take().unwrap().await.unwrap();

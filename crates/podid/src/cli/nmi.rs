@@ -89,6 +89,9 @@ struct Door {
     /// Categories of metadata, such as instance or versions, that pods may read
     #[arg(long, value_name = "CATEGORIES", value_delimiter = ',')]
     allow_metadata_paths: Vec<String>,
+    /// Serve /host/token, by which programs of the node that run as root get a pod's token, on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    host_token_socket: Option<PathBuf>,
     /// By what a pod is known
     #[arg(long, value_enum, value_name = "EVIDENCE", default_value_t = Attest::Auto)]
     attest: Attest,
@@ -343,7 +346,7 @@ impl Nmi {
             metadata_header_required: self.door.metadata_header_required,
             allowed_categories,
             pod_requests: POD_REQUESTS,
-            host_token_socket: None,
+            host_token_socket: self.door.host_token_socket.clone(),
             attestor: self.attestor()?,
             probe: any(self.ports.probe),
             metrics: any(self.ports.prometheus),

@@ -59,6 +59,14 @@ pub struct AzureIdentitySpec {
     /// The older spelling.
     #[serde(rename = "TenantID", default, skip_serializing_if = "Option::is_none")]
     pub legacy_tenant_id: Option<String>,
+    /// Further tenants of a service principal, of which each request gets a token too.
+    #[serde(
+        rename = "auxiliaryTenantIDs",
+        alias = "AuxiliaryTenantIDs",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub auxiliary_tenant_ids: Option<Vec<String>>,
     /// The authority's base URL where it is not the cloud's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ad_endpoint: Option<String>,
@@ -70,6 +78,9 @@ pub struct AzureIdentitySpec {
     )]
     pub legacy_ad_endpoint: Option<String>,
 }
+
+/// Azure Resource Manager takes no more (header `x-ms-authorization-auxiliary`).
+const MAX_AUXILIARY_TENANTS: usize = 3;
 
 /// Names a Secret.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -147,9 +158,18 @@ impl AzureIdentity {
             .ad_endpoint
             .as_deref()
             .or(spec.legacy_ad_endpoint.as_deref());
+        let auxiliary = spec.auxiliary_tenant_ids.as_deref().unwrap_or_default();
+        if auxiliary.len() > MAX_AUXILIARY_TENANTS {
+            return Err(ObjectError::Unsupported {
+                field: "spec.auxiliaryTenantIDs",
+                value: format!("a list of {}", auxiliary.len()),
+                allowed: "at most 3 tenants are",
+            });
+        }
         Ok(IdentitySource::ServicePrincipal {
             certificate: spec.kind == 2,
             tenant: tenant.into(),
+            auxiliary_tenants: auxiliary.iter().map(|id| id.as_str().into()).collect(),
             secret: ObjectKey::new(home, &secret.name),
             authority: authority.filter(|url| !url.is_empty()).map(Into::into),
         })

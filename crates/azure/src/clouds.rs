@@ -69,6 +69,25 @@ pub fn endpoints(name: &str, file: Option<&Path>) -> Result<Endpoints, CloudErro
     }
 }
 
+/// The hosts at which Azure's clouds give tokens, older names included.
+const AUTHORITIES: [&str; 6] = [
+    "login.microsoftonline.com",
+    "login.windows.net",
+    "login.microsoftonline.us",
+    "login.partner.microsoftonline.cn",
+    "login.chinacloudapi.cn",
+    "login.microsoftonline.de",
+];
+
+/// Whether `url` is an authority of one of Azure's clouds.
+pub fn is_authority(url: &Url) -> bool {
+    url.scheme() == "https"
+        && url.port_or_known_default() == Some(443)
+        && url
+            .host_str()
+            .is_some_and(|host| AUTHORITIES.contains(&host))
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Environment {

@@ -6,12 +6,24 @@ use jiff::Timestamp;
 use podid_policy::ids::ClientId;
 use reqwest::Url;
 
+use crate::certificate::Certificate;
 use crate::endpoints::join;
 use crate::error::{Error, ErrorKind, Service};
 use crate::token::Token;
 
+/// A signed token in place of a secret (RFC 7523).
+const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// Larger answers are refused.
 const MAX_ANSWER: usize = 256 * 1024;
+
+/// What a service principal proves itself with.
+#[derive(Clone, Copy)]
+pub enum Credential<'a> {
+    /// A client secret.
+    Secret(&'a str),
+    /// A certificate, by an assertion that its key signs.
+    Certificate(&'a Certificate),
+}
 
 /// A token endpoint.
 #[derive(Clone)]
@@ -32,28 +44,46 @@ impl Entra {
         })
     }
 
-    /// A token for `resource`, by client credentials with a secret. `authority` replaces this client's own, for identities that
-    /// name one.
+    /// Where tokens are asked for unless an identity says otherwise.
+    pub fn authority(&self) -> &Url {
+        &self.authority
+    }
+
+    /// A token for `resource`, by client credentials. `authority` replaces this client's own, for identities that name one.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidCredential`] when Entra refuses the client or the secret; else as [`ErrorKind`] says.
-    pub async fn client_secret(
+    /// [`ErrorKind::InvalidCredential`] when Entra refuses the client or its proof, or the certificate cannot be used now; else
+    /// as [`ErrorKind`] says.
+    pub async fn client_credentials(
         &self,
         tenant: &str,
         client_id: &ClientId,
-        secret: &str,
+        credential: Credential<'_>,
         resource: &str,
         authority: Option<&Url>,
     ) -> Result<Token, Error> {
         let authority = authority.unwrap_or(&self.authority);
         // The v1 endpoint takes a resource as it is; v2 would need it turned into a scope.
         let url = join(authority, &[tenant, "oauth2", "token"]);
-        let form = [
+        let mut form = vec![
             ("grant_type", "client_credentials"),
             ("client_id", client_id.as_str()),
-            ("client_secret", secret),
             ("resource", resource),
         ];
+        let assertion;
+        match credential {
+            Credential::Secret(secret) => form.push(("client_secret", secret)),
+            Credential::Certificate(certificate) => {
+                assertion = certificate
+                    .assertion(client_id, url.as_str(), Timestamp::now())
+                    .map_err(|error| {
+                        let text = format!("the certificate cannot be used: {error}");
+                        Error::new(Service::Entra, ErrorKind::InvalidCredential, text)
+                    })?;
+                form.push(("client_assertion_type", ASSERTION));
+                form.push(("client_assertion", &assertion));
+            }
+        }
         let request = self.client.post(url).form(&form);
         let answer = request
             .send()
@@ -140,7 +170,13 @@ mod tests {
         let entra = Entra::new(&fake.url, Duration::from_secs(5)).unwrap();
         let id = ClientId::parse(ID).unwrap();
         entra
-            .client_secret("tenant/../x", &id, "hu&sh", "https://r/", None)
+            .client_credentials(
+                "tenant/../x",
+                &id,
+                Credential::Secret("hu&sh"),
+                "https://r/",
+                None,
+            )
             .await
     }
 
@@ -156,7 +192,7 @@ mod tests {
         assert_eq!(
             std::str::from_utf8(&seen.body).unwrap(),
             format!(
-                "grant_type=client_credentials&client_id={ID}&client_secret=hu%26sh&resource=https%3A%2F%2Fr%2F"
+                "grant_type=client_credentials&client_id={ID}&resource=https%3A%2F%2Fr%2F&client_secret=hu%26sh"
             )
         );
     }

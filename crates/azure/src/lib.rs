@@ -3,6 +3,7 @@
 //! Where they are is a value ([`endpoints::Endpoints`]), so that a simulator is one more place.
 
 pub mod arm;
+pub mod certificate;
 pub mod clouds;
 pub mod config;
 pub mod endpoints;
@@ -11,6 +12,7 @@ pub mod error;
 #[cfg(test)]
 mod fake;
 pub mod imds;
+mod pfx;
 pub mod token;
 
 pub use error::{Error, ErrorKind};

@@ -27,6 +27,8 @@ pub struct Token {
     pub not_before: Timestamp,
     /// When the issuer would like it to be renewed.
     pub refresh_on: Option<Timestamp>,
+    /// Tokens of the same application by its other tenants, of which the answer tells too.
+    pub auxiliary: Vec<Token>,
 }
 
 impl fmt::Debug for Token {
@@ -61,6 +63,7 @@ impl Token {
             expires_on,
             not_before: Timestamp::now(),
             refresh_on: None,
+            auxiliary: Vec::new(),
         }
     }
 
@@ -69,9 +72,11 @@ impl Token {
         &self.secret
     }
 
-    /// How much longer it is valid at `now`; zero when it is not.
+    /// How much longer it and those with it are valid at `now`; zero when one is not.
     pub fn life(&self, now: Timestamp) -> std::time::Duration {
-        std::time::Duration::try_from(self.expires_on.duration_since(now)).unwrap_or_default()
+        let own = std::time::Duration::try_from(self.expires_on.duration_since(now));
+        let others = self.auxiliary.iter().map(|token| token.life(now));
+        others.fold(own.unwrap_or_default(), std::time::Duration::min)
     }
 
     /// Reads a token answer of the metadata service (numbers as strings) or of Entra (either). The answer is about `resource`
@@ -102,6 +107,7 @@ impl Token {
             expires_on,
             not_before: at(&answer.not_before).unwrap_or(now),
             refresh_on: number_of(&answer.refresh_in).and_then(after),
+            auxiliary: Vec::new(),
         })
     }
 }

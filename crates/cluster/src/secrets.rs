@@ -1,10 +1,18 @@
-//! Secrets: read when needed, wiped when dropped, never kept.
+//! Secrets: read when needed, wiped when dropped, never kept. That one changed is learned from its metadata alone.
+//!
+//! Needs the verbs `get`, `list` and `watch` on the Secrets that AzureIdentities name.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Secret;
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use podid_policy::facts::ObjectKey;
+use tokio_util::sync::CancellationToken;
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// Why a Secret cannot be had.
@@ -66,6 +74,50 @@ pub async fn read(client: &Client, key: &ObjectKey) -> Result<SecretData, Secret
         value.0.zeroize();
     }
     Ok(read)
+}
+
+/// Watches one Secret until shutdown and calls `changed` when it is first seen, whenever it is another than before, and when it
+/// is gone. Only metadata travels. Interruptions are retried for ever.
+pub async fn watch(
+    client: Client,
+    key: ObjectKey,
+    changed: impl Fn(),
+    shutdown: CancellationToken,
+) {
+    let api: Api<PartialObjectMeta<Secret>> = Api::namespaced(client, &key.namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
+    let events = watcher::watcher(api, config).default_backoff();
+    let mut events = pin!(events);
+    let mut seen: Option<String> = None;
+    let mut listed = None;
+    loop {
+        let event = tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = events.next() => event,
+        };
+        let now = match event {
+            None => return,
+            Some(Err(error)) => {
+                tracing::warn!(secret = %key, reason = %error, "a Secret's changes cannot be seen; check that RBAC allows list and watch on it");
+                continue;
+            }
+            Some(Ok(Event::Init)) => {
+                listed = None;
+                continue;
+            }
+            Some(Ok(Event::InitApply(object))) => {
+                listed = object.metadata.resource_version;
+                continue;
+            }
+            Some(Ok(Event::InitDone)) => listed.take(),
+            Some(Ok(Event::Apply(object))) => object.metadata.resource_version,
+            Some(Ok(Event::Delete(_))) => None,
+        };
+        if now.is_none() || now != seen {
+            changed();
+        }
+        seen = now;
+    }
 }
 
 #[cfg(test)]

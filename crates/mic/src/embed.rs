@@ -25,6 +25,7 @@ fn identity_copy(identity: &IdentityFacts) -> Value {
         IdentitySource::ServicePrincipal {
             certificate,
             tenant,
+            auxiliary_tenants,
             secret,
             authority,
         } => {
@@ -33,6 +34,10 @@ fn identity_copy(identity: &IdentityFacts) -> Value {
             spec["clientPassword"] =
                 json!({ "name": &*secret.name, "namespace": &*secret.namespace });
             spec["adEndpoint"] = json!(authority.as_deref());
+            if !auxiliary_tenants.is_empty() {
+                let tenants: Vec<&str> = auxiliary_tenants.iter().map(|tenant| &**tenant).collect();
+                spec["auxiliaryTenantIDs"] = json!(tenants);
+            }
         }
     }
     json!({

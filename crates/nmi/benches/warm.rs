@@ -171,7 +171,7 @@ async fn node_agent(surroundings: SocketAddr, told: mpsc::Sender<SocketAddr>) ->
     let url = podid_azure::clouds::url("surroundings", &base)?;
     let deadline = Duration::from_secs(5);
     let imds = Imds::new(&url, None, deadline);
-    let upstream = Upstream::new(imds, Entra::new(&url, deadline)?, client.clone());
+    let upstream = Upstream::new(imds, Entra::new(&url, deadline)?, client.clone(), false);
     let (_active, active) = watch::channel(true);
     let nmi = Nmi::new(config, client, upstream, active);
     let door = TcpListener::bind("127.0.0.1:0")?;

@@ -32,9 +32,44 @@ const BREATH: Duration = Duration::from_secs(30);
 /// A token ready to be answered with.
 pub struct CachedToken {
     token: Token,
-    /// The answer's body up to the number of `expires_in`.
-    head: zeroize::Zeroizing<Vec<u8>>,
+    /// The answer's body up to the number of `expires_in`; several of an application with auxiliary tenants.
+    heads: Vec<Head>,
     refresh_on: Timestamp,
+}
+
+struct Head {
+    text: zeroize::Zeroizing<Vec<u8>>,
+    expires_on: Timestamp,
+}
+
+impl Head {
+    fn new(token: &Token, resource: &str, client_id: &str) -> Self {
+        let fields = serde_json::json!({
+            "access_token": token.secret(),
+            "client_id": token.client_id.as_deref().unwrap_or(client_id),
+            "expires_on": token.expires_on.as_second().to_string(),
+            "not_before": token.not_before.as_second().to_string(),
+            "refresh_token": "",
+            "resource": resource,
+            "token_type": "Bearer",
+        });
+        let mut text = fields.to_string().into_bytes();
+        // The closing brace makes way for the one field that depends on the moment.
+        text.pop();
+        text.extend_from_slice(b",\"expires_in\":\"");
+        Self {
+            text: text.into(),
+            expires_on: token.expires_on,
+        }
+    }
+
+    fn put(&self, now: Timestamp, body: &mut BytesMut) {
+        let life = self.expires_on.as_second().saturating_sub(now.as_second());
+        let mut digits = [0_u8; 20];
+        body.put_slice(&self.text);
+        body.put_slice(decimal(u64::try_from(life).unwrap_or(0), &mut digits));
+        body.put_slice(b"\"}");
+    }
 }
 
 impl CachedToken {
@@ -46,22 +81,13 @@ impl CachedToken {
         let due = due.saturating_sub(jitter);
         let due = SignedDuration::try_from(due).unwrap_or_default();
         let planned = now.checked_add(due).unwrap_or(token.expires_on);
-        let head = serde_json::json!({
-            "access_token": token.secret(),
-            "client_id": token.client_id.as_deref().unwrap_or(client_id),
-            "expires_on": token.expires_on.as_second().to_string(),
-            "not_before": token.not_before.as_second().to_string(),
-            "refresh_token": "",
-            "resource": resource,
-            "token_type": "Bearer",
-        });
-        let mut head = head.to_string().into_bytes();
-        // The closing brace makes way for the one field that depends on the moment.
-        head.pop();
-        head.extend_from_slice(b",\"expires_in\":\"");
+        let all = std::iter::once(&token).chain(&token.auxiliary);
+        let heads = all
+            .map(|token| Head::new(token, resource, client_id))
+            .collect();
         Self {
             refresh_on: token.refresh_on.map_or(planned, |asked| asked.min(planned)),
-            head: head.into(),
+            heads,
             token,
         }
     }
@@ -71,14 +97,21 @@ impl CachedToken {
         self.token.expires_on
     }
 
-    /// The answer's body at `now`.
+    /// The answer's body at `now`: an object, or with auxiliary tenants a list with the primary one's first, as the original
+    /// answers.
     pub fn body(&self, now: Timestamp) -> Bytes {
-        let mut digits = [0_u8; 20];
-        let digits = decimal(self.token.life(now).as_secs(), &mut digits);
-        let mut body = BytesMut::with_capacity(self.head.len() + digits.len() + 2);
-        body.put_slice(&self.head);
-        body.put_slice(digits);
-        body.put_slice(b"\"}");
+        let length: usize = self.heads.iter().map(|head| head.text.len() + 24).sum();
+        let mut body = BytesMut::with_capacity(length + 2);
+        match self.heads.as_slice() {
+            [only] => only.put(now, &mut body),
+            heads => {
+                for (n, head) in heads.iter().enumerate() {
+                    body.put_u8(if n == 0 { b'[' } else { b',' });
+                    head.put(now, &mut body);
+                }
+                body.put_u8(b']');
+            }
+        }
         body.freeze()
     }
 }
@@ -226,18 +259,22 @@ impl<S: TokenSource> Cache<S> {
 
     /// Drops the tokens of every identity that is not in `granted` as it is now.
     pub fn retain(&self, granted: &HashMap<ObjectKey, Arc<IdentityFacts>>) {
-        let stays = |key: &ObjectKey, tokens: &Tokens| granted.get(key) == Some(&tokens.identity);
-        if self
+        self.forget(|identity| granted.get(&identity.key).map(|now| &**now) != Some(identity));
+    }
+
+    /// Drops the tokens of these identities, and those that are being fetched for them when they come.
+    pub fn forget(&self, those: impl Fn(&IdentityFacts) -> bool) {
+        if !self
             .slots
             .load()
-            .iter()
-            .all(|(key, tokens)| stays(key, tokens))
+            .values()
+            .any(|tokens| those(&tokens.identity))
         {
             return;
         }
         let _change = self.change.lock();
         let mut slots = HashMap::clone(&self.slots.load());
-        slots.retain(|key, tokens| stays(key, tokens));
+        slots.retain(|_, tokens| !those(&tokens.identity));
         self.slots.store(Arc::new(slots));
     }
 

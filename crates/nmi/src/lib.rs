@@ -15,9 +15,11 @@ pub mod metrics;
 mod pace;
 mod pass;
 mod pods;
+mod principal;
 mod probe;
 mod quiet;
 mod request;
+mod secrets;
 mod shared;
 pub mod source;
 pub mod target;
@@ -147,6 +149,8 @@ impl Nmi {
         tasks.spawn(async move { ("probe", socket("the probe port", probe.await)) });
         let metrics = probe::metrics(listeners.metrics, Arc::clone(&self.shared), stop.clone());
         tasks.spawn(async move { ("metrics", socket("the metrics port", metrics.await)) });
+        let secrets = secrets::follow(Arc::clone(&self.shared), self.client.clone(), stop.clone());
+        tasks.spawn(secrets);
         tasks.spawn(follow(Arc::clone(&self.shared), healths, stop.clone()));
         let outcome = tokio::select! {
             // The tasks end at shutdown too, which is then no fault of theirs.

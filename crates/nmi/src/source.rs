@@ -10,13 +10,14 @@ use kube::Client;
 use parking_lot::Mutex;
 use podid_azure::entra::Entra;
 use podid_azure::imds::{Identity, Imds};
-use podid_azure::{Error, Token, clouds};
-use podid_cluster::secrets::{self, SecretError};
+use podid_azure::{Error, Token};
+use podid_cluster::secrets::SecretError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::answer::Refusal;
 use crate::pace::Pace;
+use crate::principal::Principals;
 
 /// The metadata service allows five requests at a time.
 const IMDS_PARALLEL: usize = 5;
@@ -92,8 +93,7 @@ pub trait TokenSource: Send + Sync + 'static {
 /// The node's metadata service for user-assigned identities, Entra for service principals.
 pub struct Upstream {
     imds: Imds,
-    entra: Entra,
-    client: Client,
+    principals: Principals,
     lanes: Lanes,
 }
 
@@ -142,12 +142,11 @@ impl Lanes {
 }
 
 impl Upstream {
-    /// `client` reads service principals' Secrets.
-    pub fn new(imds: Imds, entra: Entra, client: Client) -> Self {
+    /// `client` reads service principals' Secrets: those of an AzureIdentity's own namespace, or of any with `any_namespace`.
+    pub fn new(imds: Imds, entra: Entra, client: Client, any_namespace: bool) -> Self {
         Self {
             imds,
-            entra,
-            client,
+            principals: Principals::new(entra, client, any_namespace),
             lanes: Lanes::default(),
         }
     }
@@ -169,22 +168,9 @@ impl Upstream {
         self.imds.forward(request).await.map_err(Refusal::Upstream)
     }
 
-    async fn secret(&self, key: &ObjectKey) -> Result<zeroize::Zeroizing<String>, SourceError> {
-        let mut data = secrets::read(&self.client, key).await?;
-        let value = match data.len() {
-            1 => data.pop_first().map(|(_, value)| value),
-            _ => data
-                .remove("clientSecret")
-                .or_else(|| data.remove("clientsecret")),
-        };
-        let value = value.ok_or_else(|| {
-            SourceError::Unusable(format!(
-                "Secret {key} must have one key, or the secret under clientSecret"
-            ))
-        })?;
-        std::str::from_utf8(&value)
-            .map(|text| zeroize::Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_owned()))
-            .map_err(|_| SourceError::Unusable(format!("Secret {key} does not hold text")))
+    /// The Secret of `identity`, if it is a service principal and its Secret may be read.
+    pub(crate) fn secret<'a>(&self, identity: &'a IdentityFacts) -> Option<&'a ObjectKey> {
+        self.principals.secret(identity)
     }
 }
 
@@ -196,29 +182,8 @@ impl TokenSource for Upstream {
                 let by_id = Identity::Resource(resource_id.clone());
                 Ok(self.imds.token(&by_id, resource).await?)
             }
-            IdentitySource::ServicePrincipal {
-                certificate: true, ..
-            } => Err(SourceError::Unusable(format!(
-                "AzureIdentity {} is of type 2 (certificate), which is not supported yet; use type 0 or 1",
-                identity.key
-            ))),
-            IdentitySource::ServicePrincipal {
-                tenant,
-                secret,
-                authority,
-                ..
-            } => {
-                let authority = authority
-                    .as_deref()
-                    .map(|url| clouds::url("spec.adEndpoint", url))
-                    .transpose()
-                    .map_err(|error| SourceError::Unusable(error.to_string()))?;
-                let secret = self.secret(secret).await?;
-                let id = &identity.client_id;
-                Ok(self
-                    .entra
-                    .client_secret(tenant, id, &secret, resource, authority.as_ref())
-                    .await?)
+            IdentitySource::ServicePrincipal { .. } => {
+                self.principals.token(identity, resource).await
             }
         }
     }

@@ -82,6 +82,8 @@ pub enum IdentitySource {
         certificate: bool,
         /// The tenant to ask.
         tenant: Arc<str>,
+        /// Further tenants, of which a request gets a token each.
+        auxiliary_tenants: Vec<Arc<str>>,
         /// The Secret that holds the credential.
         secret: ObjectKey,
         /// The authority's base URL where it is not the cloud's own.

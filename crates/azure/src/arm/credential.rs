@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 
 use crate::config::Credential;
-use crate::entra::Entra;
+use crate::entra::{self, Entra};
 use crate::error::Error;
 use crate::imds::{Identity, Imds};
 use crate::token::Token;
@@ -79,7 +79,13 @@ impl TokenHolder {
                 secret,
             } => {
                 self.entra
-                    .client_secret(tenant, client_id, secret, &self.audience, None)
+                    .client_credentials(
+                        tenant,
+                        client_id,
+                        entra::Credential::Secret(secret),
+                        &self.audience,
+                        None,
+                    )
                     .await
             }
         }

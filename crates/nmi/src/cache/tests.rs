@@ -228,7 +228,11 @@ async fn tokens_go_with_what_granted_them() {
         Served::Fetched,
         "an identity that changed is another one"
     );
-    assert!(std::str::from_utf8(&token.head).unwrap().contains("22ac"));
+    assert!(
+        std::str::from_utf8(&token.body(Timestamp::now()))
+            .unwrap()
+            .contains("22ac")
+    );
 }
 
 #[tokio::test]

@@ -121,6 +121,7 @@ async fn rig() -> Rig {
         Imds::new(&url, None, second),
         Entra::new(&url, second).unwrap(),
         client.clone(),
+        false,
     );
     let metrics = Arc::new(Metrics::default());
     let shared = Arc::new(Shared::new(config, client, upstream, metrics));

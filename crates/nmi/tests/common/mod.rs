@@ -83,6 +83,7 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
         Imds::new(&url, None, PATIENCE),
         Entra::new(&url, PATIENCE).unwrap(),
         client.clone(),
+        false,
     );
     let (active, is_active) = watch::channel(false);
     let nmi = Nmi::new(config, client, azure, is_active);

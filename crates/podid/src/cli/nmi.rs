@@ -49,6 +49,10 @@ pub struct Nmi {
     /// How long a request for an identity that is being assigned is held
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     assignment_wait: Duration,
+    /// Read service principals' Secrets from other namespaces than their AzureIdentity's too
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set)]
+    allow_cross_namespace_secrets: bool,
     #[command(flatten)]
     door: Door,
     #[command(flatten)]
@@ -321,6 +325,7 @@ impl Nmi {
             imds,
             Entra::new(&endpoints.authority, UPSTREAM)?,
             client,
+            self.allow_cross_namespace_secrets,
         ))
     }
 

@@ -174,7 +174,7 @@ impl Stage {
         let patience = Duration::from_secs(10);
         let imds = Imds::new(&world.endpoints.imds, None, patience);
         let entra = Entra::new(&world.endpoints.authority, patience)?;
-        let upstream = Upstream::new(imds, entra, world.client.clone());
+        let upstream = Upstream::new(imds, entra, world.client.clone(), false);
         // Nothing is intercepted here: clients are told the address.
         let (_, active) = tokio::sync::watch::channel(true);
         let nmi = Nmi::new(node_agent(), world.client.clone(), upstream, active);

@@ -1,6 +1,6 @@
 //! Who exists, who may, and which identities are on which host.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -156,11 +156,13 @@ struct Grant {
     scope: String,
 }
 
-/// An application with a secret.
+/// An application with a secret, certificates, or both.
 #[derive(Debug, Clone)]
 pub(super) struct Application {
     pub(super) principal_id: String,
     pub(super) secret: String,
+    /// Certificates, in DER.
+    pub(super) certificates: Vec<Vec<u8>>,
 }
 
 /// Everything and everyone. Keys are ARM ids in lower case.
@@ -170,6 +172,10 @@ pub(super) struct Directory {
     pub(super) hosts: BTreeMap<String, Host>,
     pub(super) operations: HashMap<String, Operation>,
     pub(super) applications: HashMap<String, Application>,
+    /// Tenants next to the one of everyone.
+    pub(super) tenants: HashSet<String>,
+    /// Assertions that were presented; each is good for one use.
+    pub(super) assertions: HashSet<String>,
     grants: Vec<Grant>,
 }
 

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::World;
+use super::assertion;
 use super::directory::{guid, key};
 use super::faults::layer;
 use super::imds::form;
@@ -133,7 +134,9 @@ fn issue(
     fields: &HashMap<String, String>,
     resource: &str,
 ) -> Result<(String, String, i64), Refused> {
-    if !tenant.eq_ignore_ascii_case(&world.config.tenant) {
+    let is_tenant = tenant.eq_ignore_ascii_case(&world.config.tenant)
+        || world.directory.lock().tenants.contains(&key(tenant));
+    if !is_tenant {
         let text = format!(
             "Tenant '{tenant}' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud."
         );
@@ -145,12 +148,6 @@ fn issue(
         return Err(refuse("unsupported_grant_type", 70_003, text));
     }
     let client_id = text(fields, "client_id")?;
-    if fields.contains_key("client_assertion") {
-        let text =
-            "Client assertion failed signature validation. (This simulator knows secrets only.)";
-        return Err(refuse("invalid_client", 700_027, text));
-    }
-    let secret = text(fields, "client_secret")?;
     let application = world
         .directory
         .lock()
@@ -163,20 +160,37 @@ fn issue(
         );
         return Err(refuse("unauthorized_client", 700_016, text));
     };
-    if application.secret != secret {
+    let now = Timestamp::now().as_second();
+    let by_certificate = fields.contains_key("client_assertion");
+    if by_certificate {
+        let audience = format!("http://{}/{tenant}/oauth2/", world.entra);
+        let assertion = text(fields, "client_assertion")?;
+        if text(fields, "client_assertion_type")? != assertion::TYPE {
+            return Err(refuse(
+                "invalid_request",
+                900_144,
+                "client_assertion_type is not a JWT's",
+            ));
+        }
+        let presented = assertion::verify(assertion, &application, client_id, &audience, now);
+        let jti = presented.map_err(|text| refuse("invalid_client", 700_027, text))?;
+        if !world.directory.lock().assertions.insert(jti) {
+            let text = "Client assertion was presented before.";
+            return Err(refuse("invalid_client", 700_027, text));
+        }
+    } else if application.secret != text(fields, "client_secret")? {
         let text = format!(
             "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app '{client_id}'."
         );
         return Err(refuse("invalid_client", 7_000_215, text));
     }
-    let now = Timestamp::now().as_second();
     let subject = Subject {
-        tenant: &world.config.tenant,
+        tenant,
         client_id,
         principal_id: &application.principal_id,
         identity: None,
         host: None,
-        proof: "1",
+        proof: if by_certificate { "2" } else { "1" },
     };
     let token = world
         .signer

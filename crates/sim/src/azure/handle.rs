@@ -85,10 +85,35 @@ impl Handle {
         let application = Application {
             principal_id: principal_id.clone(),
             secret: secret.to_owned(),
+            certificates: Vec::new(),
         };
         let mut directory = self.world.directory.lock();
         directory.applications.insert(key(&client_id), application);
         (client_id, principal_id)
+    }
+
+    /// Registers a certificate (DER) with an application, next to those it has.
+    pub fn register_certificate(&self, client_id: &str, certificate: Vec<u8>) {
+        let mut directory = self.world.directory.lock();
+        if let Some(application) = directory.applications.get_mut(&key(client_id)) {
+            application.certificates.push(certificate);
+        }
+    }
+
+    /// Replaces the secret of an application.
+    pub fn rotate_secret(&self, client_id: &str, secret: &str) {
+        let mut directory = self.world.directory.lock();
+        if let Some(application) = directory.applications.get_mut(&key(client_id)) {
+            secret.clone_into(&mut application.secret);
+        }
+    }
+
+    /// Makes a further tenant, in which every application is known too.
+    pub fn create_tenant(&self) -> String {
+        let tenant = guid();
+        let mut directory = self.world.directory.lock();
+        directory.tenants.insert(tenant.clone());
+        tenant
     }
 
     /// Gives a principal a role on a scope.

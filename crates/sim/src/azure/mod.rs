@@ -4,6 +4,7 @@
 //! metadata service, and verify tokens by the key set that Entra's discovery document names.
 
 mod arm;
+mod assertion;
 mod compute;
 mod directory;
 mod entra;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use podid_azure::arm::{Arm, HostIdentity};
 use podid_azure::config::Credential;
 use podid_azure::endpoints::Endpoints;
-use podid_azure::entra::Entra;
+use podid_azure::entra::{self, Entra};
 use podid_azure::imds::{Identity as Who, Imds};
 use podid_azure::{ErrorKind, clouds};
 use podid_policy::ids::{ClientId, HostKey, ResourceId};
@@ -262,7 +262,13 @@ async fn a_service_principal_gets_a_token_by_its_secret() {
     let entra = Entra::new(&rig.endpoints.authority, Duration::from_secs(2)).unwrap();
     let tenant = rig.azure.tenant();
     let token = entra
-        .client_secret(tenant, &client, "hush", "https://vault.azure.net", None)
+        .client_credentials(
+            tenant,
+            &client,
+            entra::Credential::Secret("hush"),
+            "https://vault.azure.net",
+            None,
+        )
         .await
         .unwrap();
     assert_eq!(
@@ -274,7 +280,13 @@ async fn a_service_principal_gets_a_token_by_its_secret() {
         ("elsewhere", "hush", "AADSTS90002"),
     ] {
         let refused = entra
-            .client_secret(tenant, &client, secret, "r", None)
+            .client_credentials(
+                tenant,
+                &client,
+                entra::Credential::Secret(secret),
+                "r",
+                None,
+            )
             .await
             .unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidCredential);

@@ -57,7 +57,7 @@ impl Keeper {
 
     /// Puts the rules in place at once and repairs them until shutdown. A failure is retried for ever, soon at first. The
     /// rules stay when this returns: removing them is [`Backend::cleanup`]'s work, which somebody must ask for.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub async fn run(&self, shutdown: CancellationToken) {
         let mut retry = FIRST_RETRY;
         loop {
             let pause = match self.look().await {

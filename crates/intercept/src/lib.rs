@@ -13,6 +13,7 @@ mod backend;
 mod command;
 mod conntrack;
 mod error;
+pub mod handover;
 mod iptables;
 mod keeper;
 mod links;

@@ -18,7 +18,7 @@ pub fn listen(addr: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if transparent {
-        allow_transparent(&socket, addr)?;
+        allow_transparent(&socket2::SockRef::from(&socket), addr)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into()).map_err(|error| {
@@ -28,7 +28,7 @@ pub fn listen(addr: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn allow_transparent(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+pub(crate) fn allow_transparent(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
     if addr.is_ipv6() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

@@ -345,7 +345,8 @@ fn the_keeper_repairs_and_leaves_the_rules_behind(#[case] way: Way) {
     world.node.block_on(|| async {
         let keeper = Keeper::new(backend, Rules::default(), Duration::from_secs(1));
         let (mut state, shutdown) = (keeper.state(), CancellationToken::new());
-        let task = tokio::spawn(keeper.run(shutdown.clone()));
+        let stop = shutdown.clone();
+        let task = tokio::spawn(async move { keeper.run(stop).await });
         let patience = Duration::from_secs(20);
         let first = tokio::time::timeout(patience, state.wait_for(|state| state.in_place))
             .await

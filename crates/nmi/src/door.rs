@@ -6,15 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::CONNECTION;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use podid_policy::facts::PodFacts;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::answer::Refusal;
 use crate::attest::Evidence;
+use crate::closing::Closing;
 use crate::fairness::Connection;
 use crate::request;
 use crate::shared::Shared;
@@ -26,19 +28,20 @@ const IDLE: Duration = Duration::from_secs(75);
 const MAX_HEAD: usize = 64 * 1024;
 /// After a failed accept (too many open files) the next one waits this long.
 const BREATH: Duration = Duration::from_millis(50);
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
-/// Serves a listener until shutdown; requests under way are finished.
+/// Serves a listener until it is closed; requests under way are finished.
 pub(crate) async fn serve(
     listener: TcpListener,
     shared: Arc<Shared>,
-    shutdown: CancellationToken,
+    closing: Closing,
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
+            () = closing.announced.cancelled() => break,
             accepted = listener.accept() => accepted,
             Some(_) = tasks.join_next() => continue,
         };
@@ -49,13 +52,8 @@ pub(crate) async fn serve(
                     Some(place) => {
                         // Answers are small and whole; waiting for more only delays them.
                         let _ = stream.set_nodelay(true);
-                        let talk = converse(
-                            stream,
-                            place,
-                            address,
-                            Arc::clone(&shared),
-                            shutdown.clone(),
-                        );
+                        let talk =
+                            converse(stream, place, address, Arc::clone(&shared), closing.clone());
                         tasks.spawn(talk);
                     }
                     None => {
@@ -71,6 +69,8 @@ pub(crate) async fn serve(
             }
         }
     }
+    // Others may hold the same socket and go on accepting.
+    drop(listener);
     while tasks.join_next().await.is_some() {}
     Ok(())
 }
@@ -81,7 +81,7 @@ pub(crate) async fn converse(
     place: Connection,
     peer: IpAddr,
     shared: Arc<Shared>,
-    shutdown: CancellationToken,
+    closing: Closing,
 ) {
     shared.metrics.connections().inc();
     let visit = Visit {
@@ -93,9 +93,12 @@ pub(crate) async fn converse(
     let due = Due::default();
     let service = service_fn(|request| {
         let answer = request::respond(&shared, request, &visit);
-        let due = &due;
+        let (due, closing) = (&due, &closing);
         async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
+            if closing.announced.is_cancelled() {
+                answer.headers_mut().insert(CONNECTION, CLOSE);
+            }
             due.set();
             Ok::<_, Infallible>(answer)
         }
@@ -109,7 +112,7 @@ pub(crate) async fn converse(
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
+        () = closing.enforced.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -3,8 +3,10 @@
 pub mod answer;
 pub mod attest;
 pub mod cache;
+mod closing;
 pub mod config;
 mod door;
+mod duty;
 mod fairness;
 mod grant;
 mod host;
@@ -18,6 +20,7 @@ mod pods;
 mod principal;
 mod probe;
 mod quiet;
+mod relay;
 mod request;
 mod secrets;
 mod shared;
@@ -28,16 +31,20 @@ mod watches;
 mod wire;
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kube::Client;
 use podid_cluster::watch::Health;
-use tokio::sync::watch::Receiver;
+use podid_intercept::handover::{Inheritance, Predecessor};
+use tokio::sync::watch::{self, Receiver};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+use duty::Duty;
 use metrics::Metrics;
+use relay::Relay;
 use shared::Shared;
 pub use source::Upstream;
 
@@ -75,11 +82,19 @@ pub struct Listeners {
     pub metrics: TcpListener,
 }
 
+impl Listeners {
+    /// Every one.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &TcpListener> {
+        self.doors.iter().chain([&self.probe, &self.metrics])
+    }
+}
+
 /// The node agent.
 pub struct Nmi {
     shared: Arc<Shared>,
     client: Client,
     active: Receiver<bool>,
+    relay: Relay,
 }
 
 impl Nmi {
@@ -90,7 +105,20 @@ impl Nmi {
             shared: Arc::new(Shared::new(config, client.clone(), upstream, metrics)),
             client,
             active,
+            relay: Relay {
+                path: None,
+                predecessor: None,
+                on_duty: watch::Sender::new(false),
+            },
         }
+    }
+
+    /// Serves only once `predecessor` is relieved, and hands over to whoever reports at `path`.
+    #[must_use]
+    pub fn in_relay(mut self, path: PathBuf, predecessor: Option<Predecessor>) -> Self {
+        self.relay.path = Some(path);
+        self.relay.predecessor = predecessor;
+        self
     }
 
     /// Its metrics, for other parts of the process to add theirs.
@@ -98,24 +126,44 @@ impl Nmi {
         Arc::clone(&self.shared.metrics)
     }
 
+    /// Whether it is this node agent that serves, and not one before or after it.
+    pub fn on_duty(&self) -> Receiver<bool> {
+        self.relay.on_duty.subscribe()
+    }
+
     /// Binds the ports of the probe and the metrics, next to doors that are already bound.
     ///
     /// # Errors
     /// [`NmiError::Socket`] when an address is in use or not this machine's.
     pub fn bind(&self, doors: Vec<TcpListener>) -> Result<Listeners, NmiError> {
-        let bind = |what, address| {
-            TcpListener::bind(address).map_err(|cause| NmiError::Socket { what, cause })
-        };
         let config = &self.shared.config;
         Ok(Listeners {
             doors,
-            probe: bind("the probe port (--http-probe-port)", config.probe)?,
-            metrics: bind("the metrics port (--prometheus-port)", config.metrics)?,
+            probe: named(PROBE, TcpListener::bind(config.probe))?,
+            metrics: named(METRICS, TcpListener::bind(config.metrics))?,
+        })
+    }
+
+    /// As [`Nmi::bind`], with the sockets of the node agent before this one where there are any.
+    ///
+    /// # Errors
+    /// As [`Nmi::bind`].
+    pub async fn inherit(
+        &self,
+        doors: Vec<TcpListener>,
+        inheritance: &mut Inheritance,
+    ) -> Result<Listeners, NmiError> {
+        let config = &self.shared.config;
+        Ok(Listeners {
+            doors,
+            probe: named(PROBE, inheritance.listen(config.probe, false).await)?,
+            metrics: named(METRICS, inheritance.listen(config.metrics, false).await)?,
         })
     }
 
     /// Serves until shutdown. An API server or Azure that cannot be reached, at the start or later, is logged, counted and
-    /// waited for; what is known goes on being served.
+    /// waited for; what is known goes on being served. At shutdown requests under way are finished, and a successor that is
+    /// about to take over is waited for.
     ///
     /// # Errors
     /// [`NmiError`] when a part ended by itself.
@@ -124,38 +172,22 @@ impl Nmi {
         listeners: Listeners,
         shutdown: CancellationToken,
     ) -> Result<(), NmiError> {
-        let stop = shutdown.child_token();
+        let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let ready = watch::Sender::new(false);
+        let is_ready = ready.subscribe();
         let healths = watches::start(&self.shared, &self.client, &mut tasks, &stop);
-        let socket = |what, outcome: std::io::Result<()>| {
-            outcome.map_err(|cause| NmiError::Socket { what, cause })
-        };
-        if let Some(path) = &self.shared.config.host_token_socket {
-            let what = "the host's socket (--host-token-socket)";
-            let listener = host::bind(path).map_err(|cause| NmiError::Socket { what, cause })?;
-            let serve = host::serve(listener, Arc::clone(&self.shared), stop.clone());
-            tasks.spawn(async move { ("host", socket(what, serve.await)) });
-        }
-        for door in listeners.doors {
-            let serve = door::serve(door, Arc::clone(&self.shared), stop.clone());
-            tasks.spawn(async move { ("door", socket("the front door", serve.await)) });
-        }
-        let probe = probe::health(
-            listeners.probe,
-            Arc::clone(&self.shared),
-            self.active,
-            stop.clone(),
-        );
-        tasks.spawn(async move { ("probe", socket("the probe port", probe.await)) });
-        let metrics = probe::metrics(listeners.metrics, Arc::clone(&self.shared), stop.clone());
-        tasks.spawn(async move { ("metrics", socket("the metrics port", metrics.await)) });
         let secrets = secrets::follow(Arc::clone(&self.shared), self.client.clone(), stop.clone());
         tasks.spawn(secrets);
-        tasks.spawn(follow(Arc::clone(&self.shared), healths, stop.clone()));
+        tasks.spawn(follow(
+            Arc::clone(&self.shared),
+            healths,
+            ready,
+            stop.clone(),
+        ));
+        let begin = |listeners: &Listeners| Duty::begin(listeners, &self.shared, &self.active);
         let outcome = tokio::select! {
-            // The tasks end at shutdown too, which is then no fault of theirs.
-            biased;
-            () = shutdown.cancelled() => Ok(()),
+            outcome = self.relay.run(listeners, begin, is_ready, &shutdown) => outcome,
             ended = tasks.join_next() => Err(fault(ended)),
         };
         stop.cancel();
@@ -164,7 +196,16 @@ impl Nmi {
     }
 }
 
-type Ended = Result<(&'static str, Result<(), NmiError>), tokio::task::JoinError>;
+const PROBE: &str = "the probe port (--http-probe-port)";
+const METRICS: &str = "the metrics port (--prometheus-port)";
+
+fn named<T>(what: &'static str, outcome: std::io::Result<T>) -> Result<T, NmiError> {
+    outcome.map_err(|cause| NmiError::Socket { what, cause })
+}
+
+/// A part of the node agent, and how it ended.
+pub(crate) type Part = (&'static str, Result<(), NmiError>);
+type Ended = Result<Part, tokio::task::JoinError>;
 
 fn fault(ended: Option<Ended>) -> NmiError {
     match ended {
@@ -188,14 +229,16 @@ fn fault(ended: Option<Ended>) -> NmiError {
 async fn follow(
     shared: Arc<Shared>,
     mut healths: Vec<(&'static str, Receiver<Health>)>,
+    ready: watch::Sender<bool>,
     shutdown: CancellationToken,
-) -> (&'static str, Result<(), NmiError>) {
+) -> Part {
     loop {
         for (kind, health) in &mut healths {
             shared.metrics.watch(kind, &health.borrow_and_update());
         }
         if healths.iter().all(|(_, health)| health.borrow().synced) {
             shared.set_synced();
+            ready.send_replace(true);
         }
         let any = futures::future::select_all(
             healths

@@ -130,7 +130,9 @@ impl Net {
     }
 
     fn lay_bridge(&self) {
-        self.ip("node", &["link", "add", "pods", "type", "bridge"]);
+        // Fixed, as network plugins do: else it changes with the ports, and pods go on sending to the old one.
+        let bridge = "link add pods address 02:00:0a:f4:00:01 type bridge";
+        self.ip("node", &bridge.split(' ').collect::<Vec<_>>());
         self.ip("node", &["addr", "add", "10.244.0.1/24", "dev", "pods"]);
         self.ip("node", &["link", "set", "pods", "up"]);
         let forward = self.run("node", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);

@@ -4,6 +4,8 @@ use std::sync::atomic::AtomicUsize;
 use http::{Request, Response};
 use parking_lot::Mutex;
 
+use tokio_util::sync::CancellationToken;
+
 use podid_api::assigned::{AssignedFacts, State};
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
@@ -129,7 +131,11 @@ async fn rig() -> Rig {
     let door = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = door.local_addr().unwrap();
     let stop = CancellationToken::new();
-    tokio::spawn(serve(door, Arc::clone(&shared), stop.clone()));
+    let closing = Closing {
+        announced: stop.clone(),
+        enforced: stop.clone(),
+    };
+    tokio::spawn(serve(door, Arc::clone(&shared), closing));
     Rig {
         shared,
         address,

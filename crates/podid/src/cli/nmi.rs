@@ -10,7 +10,8 @@ use clap::{ArgAction, Args, ValueEnum};
 use podid_azure::clouds::{self, ENVIRONMENT_FILE};
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
-use podid_intercept::{Backend, Keeper, Rules, listen};
+use podid_intercept::handover::{self, Inheritance};
+use podid_intercept::{Backend, Keeper, Rules};
 use podid_nmi::attest::Attestor;
 use podid_nmi::config::POD_REQUESTS;
 use podid_nmi::{Config, Upstream};
@@ -25,6 +26,8 @@ use super::run;
 const UPSTREAM: Duration = Duration::from_secs(5);
 /// Clients take a token with less life for expired.
 const TOKEN_FLOOR: Duration = Duration::from_secs(300);
+/// Where the running node agent speaks another version of the hand-over, its ports are waited for, as it is about to be ended.
+const FREE_PORT: Duration = Duration::from_secs(60);
 /// By this text the kubelet's file says that it uses kubenet.
 const KUBENET: &str = "--network-plugin=kubenet";
 
@@ -53,6 +56,9 @@ pub struct Nmi {
     #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = ArgAction::Set)]
     allow_cross_namespace_secrets: bool,
+    /// Where a starting node agent takes over from the running one, so that no request is lost. Used where the directory exists; empty for never
+    #[arg(long, value_name = "PATH", default_value = "/run/podid/nmi.sock")]
+    handover_socket: PathBuf,
     #[command(flatten)]
     door: Door,
     #[command(flatten)]
@@ -216,24 +222,42 @@ impl Nmi {
         let shutdown = run::shutdown()?;
         let intercepts = self.interception.how != How::None;
         let address = SocketAddr::new(self.door.nmi_listen_address, self.door.nmi_port);
+        let handover = self.handover()?;
+        let mut inheritance = match &handover {
+            Some(path) => Inheritance::ask(path, FREE_PORT).await,
+            None => Inheritance::default(),
+        };
         // Before anything else: a connect is answered, if only with "not yet".
-        let doors = self.doors(address, &rules)?;
+        let doors = self.doors(address, &rules, &mut inheritance).await?;
         let client = run::client(self.kubeconfig.as_deref()).await?;
         let mark = intercepts.then_some(rules.mark_own);
         let upstream = self.upstream(client.clone(), mark)?;
-        let (keeping, active) = self.keep(rules, &shutdown).await?;
+        let keeper = self.keeper(rules).await?;
+        let (active, is_active) = watch::channel(keeper.is_none());
         let config = self.config()?;
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
-        let nmi = podid_nmi::Nmi::new(config, client, upstream, active);
-        let listeners = nmi.bind(doors)?;
-        let outcome = nmi.run(listeners, shutdown.clone()).await;
-        shutdown.cancel();
-        if let Some(keeping) = keeping {
-            keeping
-                .await
-                .context("the keeper of the interception rules")?;
+        let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active);
+        let listeners = nmi.inherit(doors, &mut inheritance).await?;
+        if let Some(path) = handover {
+            nmi = nmi.in_relay(path, inheritance.predecessor());
         }
+        let on_duty = nmi.on_duty();
+        let keeping = async {
+            if let Some(keeper) = &keeper {
+                keep(keeper, on_duty, active).await;
+            }
+        };
+        let (outcome, ()) = tokio::join!(nmi.run(listeners, shutdown), keeping);
         Ok(outcome?)
+    }
+
+    /// Where sockets are handed over, if anywhere.
+    fn handover(&self) -> anyhow::Result<Option<PathBuf>> {
+        let path = &self.handover_socket;
+        if path.as_os_str().is_empty() || !handover::is_usable(path).context("--handover-socket")? {
+            return Ok(None);
+        }
+        Ok(Some(path.clone()))
     }
 
     fn rules(&self) -> anyhow::Result<Rules> {
@@ -254,12 +278,19 @@ impl Nmi {
         })
     }
 
-    fn doors(&self, address: SocketAddr, rules: &Rules) -> anyhow::Result<Vec<TcpListener>> {
+    async fn doors(
+        &self,
+        address: SocketAddr,
+        rules: &Rules,
+        inheritance: &mut Inheritance,
+    ) -> anyhow::Result<Vec<TcpListener>> {
         let intercepts = self.interception.how != How::None;
         let flags = "--nmi-listen-address and --nmi-port";
-        let mut doors = vec![listen(address, intercepts).context(flags)?];
+        let first = inheritance.listen(address, intercepts).await;
+        let mut doors = vec![first.context(flags)?];
         if intercepts {
-            match listen((rules.metadata, rules.metadata_port).into(), true) {
+            let metadata = (rules.metadata, rules.metadata_port).into();
+            match inheritance.listen_now(metadata, true) {
                 Ok(door) => doors.push(door),
                 Err(error) => tracing::warn!(
                     reason = %error,
@@ -270,38 +301,15 @@ impl Nmi {
         Ok(doors)
     }
 
-    /// Starts the keeper of the rules; what it gives says whether they are in place.
-    async fn keep(
-        &self,
-        rules: Rules,
-        shutdown: &CancellationToken,
-    ) -> anyhow::Result<(Option<tokio::task::JoinHandle<()>>, watch::Receiver<bool>)> {
+    async fn keeper(&self, rules: Rules) -> anyhow::Result<Option<Keeper>> {
         let backend = match self.interception.how {
-            How::None => return Ok((None, watch::channel(true).1)),
+            How::None => return Ok(None),
             How::Auto => Backend::detect(&rules).await?,
             How::Nftables => Backend::Nftables,
             How::Iptables => Backend::Iptables,
         };
-        let keeper = Keeper::new(
-            backend,
-            rules,
-            Duration::from_secs(self.interception.interval),
-        );
-        let mut state = keeper.state();
-        let (sender, active) = watch::channel(false);
-        let shutdown = shutdown.clone();
-        let keeping = tokio::spawn(async move {
-            let follow = async {
-                loop {
-                    sender.send_replace(state.borrow_and_update().in_place);
-                    if state.changed().await.is_err() {
-                        return;
-                    }
-                }
-            };
-            tokio::join!(keeper.run(shutdown), follow);
-        });
-        Ok((Some(keeping), active))
+        let interval = Duration::from_secs(self.interception.interval);
+        Ok(Some(Keeper::new(backend, rules, interval)))
     }
 
     fn upstream(&self, client: kube::Client, mark: Option<u32>) -> anyhow::Result<Upstream> {
@@ -385,5 +393,30 @@ impl Nmi {
             file.display()
         );
         Ok(())
+    }
+}
+
+/// Keeps the rules while this node agent serves; tells whether they are in place.
+async fn keep(keeper: &Keeper, mut on_duty: watch::Receiver<bool>, active: watch::Sender<bool>) {
+    let mut state = keeper.state();
+    let follow = async {
+        while state.changed().await.is_ok() {
+            active.send_replace(state.borrow_and_update().in_place);
+        }
+    };
+    let turns = async {
+        while on_duty.wait_for(|on_duty| *on_duty).await.is_ok() {
+            let turn = CancellationToken::new();
+            let over = async {
+                // An error says that it has ended.
+                let _ = on_duty.wait_for(|on_duty| !on_duty).await;
+                turn.cancel();
+            };
+            tokio::join!(keeper.run(turn.clone()), over);
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = turns => {}
     }
 }

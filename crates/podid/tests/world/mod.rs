@@ -92,6 +92,11 @@ impl World {
 
     /// Starts nmi in managed mode: the identities are on the node already.
     pub fn start_nmi(&mut self, flags: &[&str]) {
+        self.nmi = Some(self.spawn_nmi("nmi", flags));
+    }
+
+    /// Another nmi, which logs to a file of its own.
+    pub fn spawn_nmi(&self, name: &str, flags: &[&str]) -> Process {
         let mut command = self.net.command("node", PODID);
         command
             .args([
@@ -102,7 +107,8 @@ impl World {
             ])
             .args(flags)
             .env("KUBECONFIG", self.kubeconfig());
-        self.nmi = Some(Process::spawn(command, &self.folder.path().join("nmi.log")).unwrap());
+        let log = self.folder.path().join(format!("{name}.log"));
+        Process::spawn(command, &log).unwrap()
     }
 
     /// The API server goes away.

@@ -24,6 +24,8 @@ use crate::wire::{Due, Wire};
 
 /// A connection without a request is closed after this.
 const IDLE: Duration = Duration::from_secs(75);
+// Clients keep connections for a minute and do not expect to lose them sooner.
+const _: () = assert!(IDLE.as_secs() >= 60);
 /// Larger request heads are refused.
 const MAX_HEAD: usize = 64 * 1024;
 /// After a failed accept (too many open files) the next one waits this long.

@@ -7,6 +7,7 @@ pub mod api;
 pub mod client;
 pub mod corpus;
 pub mod lenient;
+pub mod log;
 pub mod objects;
 pub mod upstream;
 
@@ -32,6 +33,9 @@ pub const PATH: &str = "/metadata/identity/oauth2/token";
 pub const TOKEN: &str = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=";
 pub const METADATA: &str = "Metadata: true\r\n";
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A token is had from its issuer within this time.
+const UPSTREAM: Duration = Duration::from_secs(2);
 
 pub struct Rig {
     pub api: Arc<ApiServer>,
@@ -80,8 +84,8 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
     let client = kube::Client::try_from(kube::Config::new(base.parse().unwrap())).unwrap();
     let url = podid_azure::clouds::url("test", &format!("http://{}", upstream.address)).unwrap();
     let azure = podid_nmi::Upstream::new(
-        Imds::new(&url, None, PATIENCE),
-        Entra::new(&url, PATIENCE).unwrap(),
+        Imds::new(&url, None, UPSTREAM),
+        Entra::new(&url, UPSTREAM).unwrap(),
         client.clone(),
         false,
     );

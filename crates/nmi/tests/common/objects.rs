@@ -31,6 +31,12 @@ pub const VICTIM: &str = "6f1c0000-0000-0000-0000-00000000dead";
 /// The service principal's.
 pub const TENANT: &str = "72f90000-0000-0000-0000-0000000000bf";
 
+/// The object id of the identity with this name, as in its tokens.
+pub fn object(name: &str) -> String {
+    let hex: String = name.bytes().map(|b| format!("{b:02x}")).collect();
+    format!("0b1ec700-0000-0000-0000-{hex:0>12.12}")
+}
+
 /// The ARM id of the user-assigned identity with this name.
 pub fn arm(name: &str) -> String {
     format!(
@@ -42,7 +48,7 @@ fn named(name: &str) -> Value {
     json!({ "namespace": "shop", "name": name })
 }
 
-fn pod(name: &str, address: &str, label: &str) -> Value {
+pub fn pod(name: &str, address: &str, label: &str) -> Value {
     let mut metadata = named(name);
     metadata["uid"] = format!("uid-{name}").into();
     metadata["labels"] = json!({ "aadpodidbinding": label });

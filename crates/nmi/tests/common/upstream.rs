@@ -10,13 +10,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-/// The token that it gives: a JWT with claims `tid` and `oid`, the latter being the name of the identity that was asked for.
-pub fn jwt(oid: &str) -> String {
+use super::objects::object;
+
+/// The token that it gives: a JWT with claims `tid` and `oid`, the latter by the name of the identity that was asked for.
+pub fn jwt(name: &str) -> String {
     use base64::Engine as _;
     let part = |value: serde_json::Value| {
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(value.to_string())
     };
-    let claims = json!({ "tid": "tenant", "oid": oid });
+    let claims = json!({ "tid": "tenant", "oid": object(name) });
     format!("{}.{}.c2ln", part(json!({ "alg": "none" })), part(claims))
 }
 

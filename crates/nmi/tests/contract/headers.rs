@@ -1,0 +1,141 @@
+//! 13 to 20: the header that must be there, and others.
+
+use std::time::{Duration, Instant};
+
+use crate::common::client::get;
+use crate::common::log::Log;
+use crate::common::objects::{BARE, WEB};
+use crate::common::{METADATA, PATH, TOKEN, rig, rig_that_waits};
+
+const MISSING: &str = "Required metadata header not specified";
+
+#[tokio::test]
+async fn c13_c14_c15_a_probe_is_answered_at_once_whatever_is_away() {
+    let rig = rig_that_waits(false, |_| {}).await;
+    for target in [
+        PATH.to_owned(),
+        format!("{PATH}?api-version=2018-02-01"),
+        format!("{TOKEN}https://management.azure.com/"),
+        format!("{TOKEN}r&client_id=6f1c0000-0000-0000-0000-0000000022ab"),
+    ] {
+        let start = Instant::now();
+        let answer = get(WEB, rig.door, &target, "").await;
+        assert!(
+            start.elapsed() < Duration::from_millis(500),
+            "fifty, on a machine of its own"
+        );
+        assert_eq!(answer.status, 400);
+        assert!(
+            answer
+                .header("content-type")
+                .unwrap()
+                .starts_with("application/json")
+        );
+        assert_eq!(answer.json()["error"], "invalid_request");
+        assert_eq!(answer.json()["error_description"], MISSING);
+        for word in ["Identity not found", "unreachable"] {
+            assert!(!answer.body.contains(word));
+        }
+    }
+    assert!(rig.upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn c16_the_value_is_true_in_lower_case() {
+    let rig = rig(|_| {}).await;
+    for (lines, status) in [
+        ("metadata: true\r\n", 200),
+        ("METADATA: true\r\n", 200),
+        ("Metadata: true\r\nMetadata: true\r\n", 200),
+        ("Metadata: True\r\n", 400),
+        ("Metadata: TRUE\r\n", 400),
+        ("Metadata: 1\r\n", 400),
+        ("Metadata:\r\n", 400),
+        ("Metadata: true\r\nMetadata: false\r\n", 400),
+        ("Metadata: true, true\r\n", 400),
+    ] {
+        let answer = get(WEB, rig.door, &format!("{TOKEN}r"), lines).await;
+        assert_eq!(answer.status, status, "{lines}");
+        assert!(status == 200 || answer.description() == MISSING);
+    }
+}
+
+#[tokio::test]
+async fn c17_a_proxied_request_is_refused_before_any_work() {
+    let rig = rig(|_| {}).await;
+    rig.upstream.forget();
+    let lines = format!("{METADATA}X-Forwarded-For: 10.0.0.9\r\n");
+    let answer = get(WEB, rig.door, &format!("{TOKEN}never-asked"), &lines).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.description().contains("NO_PROXY"));
+    assert!(rig.upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn c18_clients_other_headers_mean_nothing() {
+    let rig = rig(|_| {}).await;
+    for line in [
+        "Content-Type: application/x-www-form-urlencoded;charset=utf-8",
+        "x-identity-header: a",
+        "x-ms-identity: a",
+        "secret: a",
+        "x-client-SKU: MSAL.Python",
+        "x-client-Ver: 1",
+        "x-client-VER: 1",
+        "sec-fetch-mode: cors",
+        "accept-language: *",
+        "X-Anything: at all",
+    ] {
+        let lines = format!("{METADATA}{line}\r\n");
+        let answer = get(WEB, rig.door, &format!("{TOKEN}r"), &lines).await;
+        assert_eq!(answer.status, 200, "{line}");
+    }
+}
+
+/// It is not passed on to Entra: one fetch serves many requests, each of which may have its own.
+#[tokio::test]
+async fn c19_a_clients_request_id_is_logged_and_never_needed() {
+    let (log, _listening) = Log::start();
+    let rig = rig(|_| {}).await;
+    let id = |id: &str| format!("{METADATA}x-ms-client-request-id: {id}\r\n");
+    let target = format!("{TOKEN}r");
+    assert_eq!(get(WEB, rig.door, &target, METADATA).await.status, 200);
+    assert_eq!(
+        get(WEB, rig.door, &target, &id("given-1")).await.status,
+        200
+    );
+    let refused = get(BARE, rig.door, &target, &id("refused-2")).await;
+    assert_eq!(
+        get(WEB, rig.door, &target, &id(&"x".repeat(5000)))
+            .await
+            .status,
+        200
+    );
+    let text = log.text();
+    let line = |what: &str| text.lines().find(|line| line.contains(what)).unwrap();
+    assert!(line("given-1").contains("token issued"));
+    let correlation = refused.json()["correlationId"].as_str().unwrap().to_owned();
+    assert!(
+        line("refused-2").contains(&correlation),
+        "the log tells more of {refused:?}"
+    );
+    assert!(!text.contains("xxxxxxxx"), "what is too long is left out");
+}
+
+#[tokio::test]
+async fn c20_without_the_header_there_is_no_200() {
+    let rig = rig(|config| config.allowed_categories = vec!["instance".into()]).await;
+    for target in [
+        format!("{TOKEN}r"),
+        "/metadata/instance?api-version=2021-02-01".to_owned(),
+        "/metadata/versions".to_owned(),
+        "/metadata/identity/info?api-version=2018-02-01".to_owned(),
+        "/host/token?resource=r".to_owned(),
+    ] {
+        assert_ne!(
+            get(WEB, rig.door, &target, "").await.status,
+            200,
+            "{target}"
+        );
+    }
+}

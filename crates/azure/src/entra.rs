@@ -38,8 +38,20 @@ impl Entra {
     /// # Errors
     /// The system's TLS cannot be set up.
     pub fn new(authority: &Url, deadline: Duration) -> Result<Self, Error> {
+        Self::announcing(authority, deadline, None)
+    }
+
+    /// As [`Entra::new`], with more to say in the User-Agent.
+    ///
+    /// # Errors
+    /// The system's TLS cannot be set up, or `agent` is no header value.
+    pub fn announcing(
+        authority: &Url,
+        deadline: Duration,
+        agent: Option<&str>,
+    ) -> Result<Self, Error> {
         Ok(Self {
-            client: client(Service::Entra, deadline)?,
+            client: client(Service::Entra, deadline, agent)?,
             authority: authority.clone(),
         })
     }
@@ -106,12 +118,18 @@ impl Entra {
 }
 
 /// An HTTPS client that follows no redirect, since requests carry credentials.
-pub(crate) fn client(service: Service, deadline: Duration) -> Result<reqwest::Client, Error> {
+pub(crate) fn client(
+    service: Service,
+    deadline: Duration,
+    agent: Option<&str>,
+) -> Result<reqwest::Client, Error> {
+    let own = concat!("podid/", env!("CARGO_PKG_VERSION"));
+    let agent = agent.map_or_else(|| own.to_owned(), |more| format!("{own} {more}"));
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_secs(10).min(deadline))
         .timeout(deadline)
-        .user_agent(concat!("podid/", env!("CARGO_PKG_VERSION")))
+        .user_agent(agent)
         .build()
         .map_err(|error| Error::new(service, ErrorKind::Unavailable, error))
 }

@@ -156,6 +156,7 @@ async fn node_agent(surroundings: SocketAddr, told: mpsc::Sender<SocketAddr>) ->
         node: "node".into(),
         scope: Scope::Namespaced,
         assigned_first: true,
+        pick_first: false,
         assignment_wait: Duration::from_secs(2),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

@@ -22,6 +22,8 @@ pub struct Config {
     /// Whether an identity must be assigned to the node by the controller before its tokens are given; not so in managed mode,
     /// where an operator attaches identities.
     pub assigned_first: bool,
+    /// Whether of several identities of equal weight the first by name is given to a request that names none.
+    pub pick_first: bool,
     /// How long a request for an identity that is being assigned is held.
     pub assignment_wait: Duration,
     /// Tokens with less life than this are not served. Clients take less than 300 s for expired.

@@ -46,6 +46,10 @@ impl Duty {
             copy("the probe port", &listeners.probe)?,
             Arc::clone(shared),
             active.clone(),
+            listeners
+                .doors
+                .first()
+                .and_then(|door| door.local_addr().ok()),
             over(),
         );
         tasks.spawn(async move { ("probe", named("the probe port", probe.await)) });

@@ -44,6 +44,8 @@ pub struct Index {
     scope: Scope,
     /// Whether identities must be assigned before tokens are given; not so where an operator attaches them by hand.
     assigned_first: bool,
+    /// Whether a tie gives the first identity by name.
+    pick_first: bool,
     pods: HashMap<ObjectKey, Arc<PodFacts>>,
     addresses: HashMap<IpAddr, Vec<Arc<PodFacts>>>,
     bindings: HashMap<ObjectKey, Arc<BindingFacts>>,
@@ -60,6 +62,7 @@ impl Index {
         Self {
             scope,
             assigned_first,
+            pick_first: false,
             pods: HashMap::new(),
             addresses: HashMap::new(),
             bindings: HashMap::new(),
@@ -69,6 +72,12 @@ impl Index {
             assigned: HashMap::new(),
             ready: HashMap::new(),
         }
+    }
+
+    /// Gives the first identity by name where several are granted with equal weight and none is named.
+    pub fn picking_first(mut self, pick_first: bool) -> Self {
+        self.pick_first = pick_first;
+        self
     }
 
     /// A pod exists and looks like this.
@@ -268,6 +277,7 @@ impl Index {
             bindings: &bindings,
             identities: &identities,
             exceptions: &exceptions,
+            pick_first: self.pick_first,
         };
         match authorize(objects, pod, wanted) {
             Verdict::Exempt(exception) => Decision::Exempt(exception),

@@ -13,6 +13,7 @@ mod host;
 pub mod index;
 mod info;
 mod lookup;
+mod measured;
 pub mod metrics;
 mod pace;
 mod pass;

@@ -13,6 +13,7 @@ use podid_policy::facts::PodFacts;
 use tokio::time::Instant;
 
 use crate::index::Caller;
+use crate::metrics::Metrics;
 use crate::pods;
 
 /// An answer holds this long, whatever it is: by then the watch knows better.
@@ -26,6 +27,7 @@ const MAX_ANSWERS: usize = 1024;
 pub(crate) struct Lookup {
     pods: Api<Pod>,
     node: String,
+    metrics: Arc<Metrics>,
     answers: Mutex<HashMap<IpAddr, Answer>>,
     /// One question at a time.
     turn: tokio::sync::Mutex<()>,
@@ -39,10 +41,11 @@ struct Answer {
 }
 
 impl Lookup {
-    pub(crate) fn new(client: Client, node: &str) -> Self {
+    pub(crate) fn new(client: Client, node: &str, metrics: Arc<Metrics>) -> Self {
         Self {
             pods: Api::all(client),
             node: node.to_owned(),
+            metrics,
             answers: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -100,14 +103,14 @@ impl Lookup {
                 });
                 Some(found.map(Arc::new).collect())
             }
-            Ok(Err(error)) => {
-                tracing::warn!(%address, reason = %error, "the API server could not be asked who has an address");
-                None
-            }
-            Err(_) => {
-                tracing::warn!(%address, reason = "no answer in time", "the API server could not be asked who has an address");
-                None
-            }
+            Ok(Err(error)) => self.failed(address, &error),
+            Err(_) => self.failed(address, &"no answer in time"),
         }
+    }
+
+    fn failed<T>(&self, address: IpAddr, reason: &dyn std::fmt::Display) -> Option<T> {
+        self.metrics.api_failed("get_pod_list");
+        tracing::warn!(%address, %reason, "the API server could not be asked who has an address");
+        None
     }
 }

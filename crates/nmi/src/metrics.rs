@@ -1,5 +1,6 @@
 //! Metrics: the original's names with bounded labels, and podid's own.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
@@ -10,7 +11,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
+
+use podid_policy::facts::{IdentityFacts, IdentitySource};
+
+use tokio::sync::watch::Receiver;
+
+use crate::source::SourceError;
 
 /// Resources that are told apart; pods can make up any.
 const RESOURCES: [&str; 8] = [
@@ -47,9 +54,20 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Type {
+    operation_type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
 /// Every metric of the node agent.
 pub struct Metrics {
     registry: RwLock<Registry>,
+    keeper: OnceLock<Receiver<podid_intercept::State>>,
     operations: Family<Operation, Histogram>,
     tokens: Family<Outcome, Counter>,
     refusals: Family<Outcome, Counter>,
@@ -58,69 +76,120 @@ pub struct Metrics {
     cached: Gauge<i64, AtomicI64>,
     connections: Gauge<i64, AtomicI64>,
     dropped: Counter<u64, AtomicU64>,
+    upstream: Family<Type, Histogram>,
+    upstream_errors: Family<Type, Gauge>,
+    kubernetes_errors: Family<Type, Gauge>,
+    failures: Family<Outcome, Counter>,
+    in_place: Gauge,
+    rule_changes: Family<Outcome, Gauge>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::default();
-        let operations = Family::<Operation, Histogram>::new_with_constructor(|| {
-            Histogram::new(BUCKETS.iter().copied())
-        });
-        registry.register(
-            "aadpodidentity_nmi_operations_duration_seconds",
-            "Time to answer a request",
-            operations.clone(),
-        );
-        let tokens = Family::default();
-        registry.register(
-            "podid_nmi_tokens",
-            "Tokens given, by whether they came from memory",
-            tokens.clone(),
-        );
-        let refusals = Family::default();
-        registry.register(
-            "podid_nmi_refusals",
-            "Requests that got no token, by reason",
-            refusals.clone(),
-        );
-        let synced = Family::default();
-        registry.register(
-            "podid_nmi_watch_synced",
-            "1 while the watch of a kind runs and has seen a complete list",
-            synced.clone(),
-        );
-        let malformed = Family::default();
-        registry.register(
-            "podid_nmi_malformed_objects",
-            "Objects of a kind that could not be read since the start",
-            malformed.clone(),
-        );
-        let cached = Gauge::default();
-        registry.register("podid_nmi_cached_tokens", "Tokens held", cached.clone());
-        let connections = Gauge::default();
-        registry.register(
-            "podid_nmi_connections",
-            "Open connections",
-            connections.clone(),
-        );
-        let dropped = Counter::default();
-        registry.register(
-            "podid_nmi_dropped_connections",
-            "Connections closed at once because their pod has too many",
-            dropped.clone(),
-        );
+        let build = Family::<Build, Gauge>::default();
+        let version = env!("CARGO_PKG_VERSION");
+        build.get_or_create(&Build { version }).set(1);
+        registry.register("podid_build_info", "1, labelled with the version", build);
         Self {
+            operations: add(
+                &mut registry,
+                "aadpodidentity_nmi_operations_duration_seconds",
+                "Time to answer a request",
+                Family::new_with_constructor(histogram),
+            ),
+            upstream: add(
+                &mut registry,
+                "aadpodidentity_imds_operations_duration_seconds",
+                "Time to get a token from its issuer: the metadata service (adal_token_msi_userassignedid) or Entra (adal_token)",
+                Family::new_with_constructor(histogram),
+            ),
+            // The original's counters have no suffix, which this format gives to every counter; so they are exported as gauges.
+            upstream_errors: add(
+                &mut registry,
+                "aadpodidentity_imds_operations_errors_count",
+                "Tokens that their issuer did not give, since the start",
+                Family::default(),
+            ),
+            kubernetes_errors: add(
+                &mut registry,
+                "aadpodidentity_kubernetes_api_operations_errors_count",
+                "Requests to the API server that failed, since the start: get_secret, get_pod_list",
+                Family::default(),
+            ),
+            failures: add(
+                &mut registry,
+                "podid_nmi_upstream_failures",
+                "Tokens that could not be had, by cause",
+                Family::default(),
+            ),
+            tokens: add(
+                &mut registry,
+                "podid_nmi_tokens",
+                "Tokens given, by whether they came from memory",
+                Family::default(),
+            ),
+            refusals: add(
+                &mut registry,
+                "podid_nmi_refusals",
+                "Requests that got no token, by reason",
+                Family::default(),
+            ),
+            synced: add(
+                &mut registry,
+                "podid_nmi_watch_synced",
+                "1 while the watch of a kind runs and has seen a complete list",
+                Family::default(),
+            ),
+            malformed: add(
+                &mut registry,
+                "podid_nmi_malformed_objects",
+                "Objects of a kind that could not be read since the start",
+                Family::default(),
+            ),
+            cached: add(
+                &mut registry,
+                "podid_nmi_cached_tokens",
+                "Tokens held",
+                Gauge::default(),
+            ),
+            connections: add(
+                &mut registry,
+                "podid_nmi_connections",
+                "Open connections",
+                Gauge::default(),
+            ),
+            dropped: add(
+                &mut registry,
+                "podid_nmi_dropped_connections",
+                "Connections closed at once because their pod has too many",
+                Counter::default(),
+            ),
+            in_place: add(
+                &mut registry,
+                "podid_nmi_interception_in_place",
+                "1 when the interception rules were in place at the last look, or none are wanted",
+                Gauge::default(),
+            ),
+            rule_changes: add(
+                &mut registry,
+                "podid_nmi_interception_rules",
+                "How often the rules were looked at, put in place, repaired after somebody else had changed them, and could not be, since the start",
+                Family::default(),
+            ),
             registry: RwLock::new(registry),
-            operations,
-            tokens,
-            refusals,
-            synced,
-            malformed,
-            cached,
-            connections,
-            dropped,
+            keeper: OnceLock::new(),
         }
     }
+}
+
+fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS.iter().copied())
 }
 
 impl Metrics {
@@ -164,9 +233,61 @@ impl Metrics {
         self.malformed.get_or_create(&Kind { kind }).set(count);
     }
 
-    /// Adds metrics of another part of the process.
-    pub fn extend(&self, register: impl FnOnce(&mut Registry)) {
-        register(&mut self.registry.write());
+    /// A token was asked of its issuer.
+    pub fn fetched(
+        &self,
+        identity: &IdentityFacts,
+        took: Duration,
+        outcome: Result<(), &SourceError>,
+    ) {
+        let operation_type = match identity.source {
+            IdentitySource::UserAssigned { .. } => "adal_token_msi_userassignedid",
+            IdentitySource::ServicePrincipal { .. } => "adal_token",
+        };
+        let operation = Type { operation_type };
+        self.upstream
+            .get_or_create(&operation)
+            .observe(took.as_secs_f64());
+        let Err(error) = outcome else { return };
+        let reason = error.name();
+        self.failures.get_or_create(&Outcome { reason }).inc();
+        if matches!(error, SourceError::Secret(_)) {
+            self.api_failed("get_secret");
+        } else {
+            self.upstream_errors.get_or_create(&operation).inc();
+        }
+    }
+
+    /// A request to the API server failed.
+    pub fn api_failed(&self, operation_type: &'static str) {
+        let operation = Type { operation_type };
+        self.kubernetes_errors.get_or_create(&operation).inc();
+    }
+
+    /// From now on the keeper of the interception rules is asked how it is doing; without one nothing is to be intercepted.
+    pub fn intercepted_by(&self, keeper: Receiver<podid_intercept::State>) {
+        // A second keeper there is not.
+        let _ = self.keeper.set(keeper);
+    }
+
+    fn observe_interception(&self) {
+        let Some(keeper) = self.keeper.get() else {
+            self.in_place.set(1);
+            return;
+        };
+        let state = keeper.borrow();
+        self.in_place.set(i64::from(state.in_place));
+        for (reason, count) in [
+            ("checked", state.checks),
+            ("applied", state.applied),
+            ("repaired", state.repaired),
+            ("failed", state.failures),
+        ] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.rule_changes
+                .get_or_create(&Outcome { reason })
+                .set(count);
+        }
     }
 
     pub(crate) fn connections(&self) -> &Gauge<i64, AtomicI64> {
@@ -179,6 +300,7 @@ impl Metrics {
 
     /// The text that Prometheus reads.
     pub fn text(&self, cached: usize) -> String {
+        self.observe_interception();
         self.cached.set(i64::try_from(cached).unwrap_or(i64::MAX));
         let mut text = String::new();
         // Writing to a String does not fail.
@@ -226,5 +348,38 @@ mod tests {
         assert_eq!(lines, 2, "{text}");
         assert!(text.contains("resource=\"vault.azure.net\""));
         assert!(text.contains("podid_nmi_cached_tokens 7"));
+    }
+
+    #[test]
+    fn failures_have_the_originals_names() {
+        use podid_azure::{Error, ErrorKind, error::Service};
+        use podid_policy::{facts::ObjectKey, ids::ClientId};
+        let principal = IdentityFacts {
+            key: ObjectKey::new("shop", "sp"),
+            client_id: ClientId::parse("6f1c0000-0000-0000-0000-0000000022ab").unwrap(),
+            source: IdentitySource::ServicePrincipal {
+                certificate: false,
+                tenant: "t".into(),
+                auxiliary_tenants: Vec::new(),
+                secret: ObjectKey::new("shop", "proof"),
+                authority: None,
+            },
+            namespaced: false,
+        };
+        let metrics = Metrics::default();
+        let refused = Error::new(Service::Entra, ErrorKind::InvalidCredential, "x").into();
+        metrics.fetched(&principal, Duration::ZERO, Err(&refused));
+        let absent = podid_cluster::secrets::SecretError::Absent(ObjectKey::new("shop", "proof"));
+        metrics.fetched(&principal, Duration::ZERO, Err(&absent.into()));
+        metrics.fetched(&principal, Duration::ZERO, Ok(()));
+        let text = metrics.text(0);
+        for line in [
+            "aadpodidentity_imds_operations_errors_count{operation_type=\"adal_token\"} 1",
+            "aadpodidentity_imds_operations_duration_seconds_count{operation_type=\"adal_token\"} 3",
+            "aadpodidentity_kubernetes_api_operations_errors_count{operation_type=\"get_secret\"} 1",
+            "podid_nmi_upstream_failures_total{reason=\"secret_missing\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::grant::{self, Asker};
 use crate::index::Caller;
 use crate::info;
 use crate::pass;
+use crate::probe;
 use crate::shared::Shared;
 use crate::target::{Endpoint, MAX_TARGET, endpoint, token_request};
 
@@ -52,6 +53,10 @@ impl Told {
 
 /// Answers a request, whatever it is.
 pub(crate) async fn respond(shared: &Shared, request: Request<Incoming>, visit: &Visit) -> Answer {
+    if visit.peer.is_loopback() && request.uri().path() == probe::DOOR {
+        // Asked by this very process, to see that it is answered; nobody wants to read of that every few seconds.
+        return Refusal::NotFound.answer(&answer::correlation_id());
+    }
     let started = Instant::now();
     let mut told = Told {
         endpoint: "other",

@@ -14,6 +14,7 @@ use crate::fairness::Connections;
 use crate::index::{Caller, Index};
 use crate::info::NodeTenant;
 use crate::lookup::Lookup;
+use crate::measured::Measured;
 use crate::metrics::Metrics;
 use crate::quiet::Quiet;
 use crate::source::Upstream;
@@ -25,7 +26,7 @@ pub(crate) struct Shared {
     pub(crate) index: RwLock<Index>,
     /// Counts the changes of the index.
     pub(crate) changes: watch::Sender<u64>,
-    pub(crate) cache: Cache<Upstream>,
+    pub(crate) cache: Cache<Measured>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) lookup: Lookup,
     pub(crate) metrics: Arc<Metrics>,
@@ -45,11 +46,13 @@ impl Shared {
     ) -> Self {
         let upstream = Arc::new(upstream);
         Self {
-            lookup: Lookup::new(client, &config.node),
-            index: RwLock::new(Index::new(config.scope, config.assigned_first)),
+            lookup: Lookup::new(client, &config.node, Arc::clone(&metrics)),
+            index: RwLock::new(
+                Index::new(config.scope, config.assigned_first).picking_first(config.pick_first),
+            ),
             changes: watch::Sender::new(0),
             cache: Cache::new(
-                Arc::clone(&upstream),
+                Arc::new(Measured::new(Arc::clone(&upstream), Arc::clone(&metrics))),
                 config.token_floor,
                 Arc::new(jiff::Timestamp::now),
             ),

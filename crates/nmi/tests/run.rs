@@ -66,6 +66,9 @@ async fn probes_and_metrics_are_served_under_the_names_that_are_known() {
         "aadpodidentity_nmi_operations_duration_seconds_bucket{",
         "status_code=\"200\",namespace=\"shop\"",
         "podid_nmi_watch_synced{kind=\"Pod\"} 1",
+        "aadpodidentity_imds_operations_duration_seconds_count{operation_type=\"adal_token_msi_userassignedid\"}",
+        "podid_nmi_interception_in_place 1",
+        "podid_build_info{version=",
     ] {
         assert!(text.contains(name), "{name} is not in {text}");
     }

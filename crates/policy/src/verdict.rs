@@ -53,6 +53,8 @@ pub struct Grants<'a> {
     pub identities: &'a [&'a IdentityFacts],
     /// Candidate exceptions.
     pub exceptions: &'a [&'a ExceptionFacts],
+    /// Whether of several with equal weight the first by name is given, rather than none.
+    pub pick_first: bool,
 }
 
 /// Decides what a live pod gets that asks for `wanted`.
@@ -72,7 +74,9 @@ pub fn authorize<'a>(objects: Grants<'a>, pod: &PodFacts, wanted: &Wanted) -> Ve
     let mut best = matching.iter().filter(|g| Some(g.weight) == heaviest);
     match (best.next(), best.next()) {
         (Some(only), None) => Verdict::Grant(only.identity),
-        (Some(first), Some(_)) if *wanted != Wanted::Any => Verdict::Grant(first.identity),
+        (Some(first), Some(_)) if *wanted != Wanted::Any || objects.pick_first => {
+            Verdict::Grant(first.identity)
+        }
         (None, _) => Verdict::Refused(Reason::NotGranted {
             pod: pod.key.clone(),
             granted: names(granted.iter()),

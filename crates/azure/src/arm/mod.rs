@@ -65,7 +65,7 @@ impl Arm {
             endpoints.arm_audience.clone(),
         );
         Ok(Self(Arc::new(Inner {
-            client: client(Service::Arm, REQUEST)?,
+            client: client(Service::Arm, REQUEST, None)?,
             base: endpoints.arm.clone(),
             token,
             throttle: Throttle::default(),

@@ -106,6 +106,7 @@ async fn rig() -> Rig {
         node: "node".into(),
         scope: Scope::Namespaced,
         assigned_first: true,
+        pick_first: false,
         assignment_wait: Duration::from_millis(200),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

@@ -70,6 +70,7 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
         node: "node".into(),
         scope: Scope::Namespaced,
         assigned_first: true,
+        pick_first: false,
         assignment_wait: Duration::from_millis(100),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

@@ -3,8 +3,11 @@
 pub mod compat;
 mod crds;
 mod demo;
+mod ignored;
 mod mic;
 mod nmi;
+#[cfg(test)]
+mod reference;
 pub mod run;
 mod sim;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::{ArgAction, Args, ValueEnum};
 use podid_azure::clouds::{self, ENVIRONMENT_FILE};
 use podid_azure::entra::Entra;
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::compat::{Logging, duration};
+use super::ignored::Ignored;
 use super::run;
 
 /// A token is had from its issuer within this time; after that the client is told to come back, which it does by itself.
@@ -49,6 +50,10 @@ pub struct Nmi {
     /// In standard mode the controller attaches identities; in managed mode an operator does
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Standard, ignore_case = true)]
     operation_mode: Mode,
+    /// Of several identities of equal weight, give the first by name to a request that names none, instead of a 400
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set)]
+    compat_pick_first: bool,
     /// How long a request for an identity that is being assigned is held
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     assignment_wait: Duration,
@@ -59,6 +64,9 @@ pub struct Nmi {
     /// Where a starting node agent takes over from the running one, so that no request is lost. Used where the directory exists; empty for never
     #[arg(long, value_name = "PATH", default_value = "/run/podid/nmi.sock")]
     handover_socket: PathBuf,
+    /// Added to the User-Agent of requests to Entra
+    #[arg(long = "custom-user-agent", value_name = "TEXT")]
+    user_agent: Option<String>,
     #[command(flatten)]
     door: Door,
     #[command(flatten)]
@@ -176,31 +184,6 @@ struct Ports {
     prometheus: u16,
 }
 
-/// Flags of the original without meaning here: taken so that old manifests start.
-#[derive(Args)]
-struct Ignored {
-    #[arg(long = "MICNamespace", hide = true)]
-    mic_namespace: Option<String>,
-    #[arg(long = "retry-attempts-for-created", hide = true)]
-    created: Option<String>,
-    #[arg(long = "retry-attempts-for-assigned", hide = true)]
-    assigned: Option<String>,
-    #[arg(long = "find-identity-retry-interval", hide = true)]
-    retry_interval: Option<String>,
-    #[arg(long = "enableScaleFeatures", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    scale: Option<String>,
-    #[arg(long = "set-retry-after-header", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    retry_after: Option<String>,
-    #[arg(long = "enable-conntrack-deletion", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    conntrack: Option<String>,
-    #[arg(long = "enableProfile", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    profile: Option<String>,
-    #[arg(long = "host-ip", hide = true)]
-    host_ip: Option<String>,
-    #[arg(long = "custom-user-agent", hide = true)]
-    user_agent: Option<String>,
-}
-
 impl Nmi {
     /// Runs until SIGTERM. The interception rules stay.
     pub fn run(self) -> anyhow::Result<()> {
@@ -210,6 +193,8 @@ impl Nmi {
     }
 
     async fn answer(self) -> anyhow::Result<()> {
+        self.refuse_contradictions()?;
+        self.ignored.tell();
         let rules = self.rules()?;
         if self.interception.cleanup {
             Backend::cleanup(&rules).await?;
@@ -237,6 +222,9 @@ impl Nmi {
         let config = self.config()?;
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
         let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active);
+        if let Some(keeper) = &keeper {
+            nmi.metrics().intercepted_by(keeper.state());
+        }
         let listeners = nmi.inherit(doors, &mut inheritance).await?;
         if let Some(path) = handover {
             nmi = nmi.in_relay(path, inheritance.predecessor());
@@ -331,29 +319,27 @@ impl Nmi {
         let imds = Imds::new(&imds, mark, UPSTREAM);
         Ok(Upstream::new(
             imds,
-            Entra::new(&endpoints.authority, UPSTREAM)?,
+            Entra::announcing(&endpoints.authority, UPSTREAM, self.user_agent.as_deref())?,
             client,
             self.allow_cross_namespace_secrets,
         ))
     }
 
     fn config(&self) -> anyhow::Result<Config> {
-        let Some(node) = self.node.clone().filter(|node| !node.is_empty()) else {
-            bail!("--node is required: the name of the node whose pods are served (spec.nodeName)");
-        };
         let mut allowed_categories = self.door.allow_metadata_paths.clone();
         if !self.door.block_instance_metadata {
             allowed_categories.push("instance".to_owned());
         }
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         Ok(Config {
-            node,
+            node: self.node.clone().unwrap_or_default(),
             scope: if self.force_namespaced {
                 Scope::Namespaced
             } else {
                 Scope::AcrossNamespaces
             },
             assigned_first: self.operation_mode == Mode::Standard,
+            pick_first: self.compat_pick_first,
             assignment_wait: self.assignment_wait,
             token_floor: TOKEN_FLOOR,
             metadata_header_required: self.door.metadata_header_required,
@@ -382,6 +368,47 @@ impl Nmi {
             );
         }
         Ok(found.map(Arc::new))
+    }
+
+    fn refuse_contradictions(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.force_namespaced || self.operation_mode == Mode::Standard,
+            "--operation-mode=managed needs --forceNamespaced=true: without a controller nothing else keeps a namespace's identities to it"
+        );
+        let (door, probe, metrics) = (self.door.nmi_port, self.ports.probe, self.ports.prometheus);
+        let clash = |one: u16, other: u16| one != 0 && one == other;
+        ensure!(
+            !clash(probe, metrics),
+            "--http-probe-port and --prometheus-port are both {probe}"
+        );
+        ensure!(
+            !clash(door, probe),
+            "--nmi-port and --http-probe-port are both {door}"
+        );
+        ensure!(
+            !clash(door, metrics),
+            "--nmi-port and --prometheus-port are both {door}"
+        );
+        let how = &self.interception;
+        let is_named = self.node.as_ref().is_some_and(|node| !node.is_empty());
+        ensure!(
+            is_named || how.cleanup,
+            "--node is required: the name of the node whose pods are served (spec.nodeName)"
+        );
+        let none = how.how == How::None;
+        ensure!(
+            !none || !how.intercept_host_network,
+            "--intercept-host-network contradicts --interception=none"
+        );
+        ensure!(
+            !none || !how.cleanup,
+            "--cleanup removes the rules of every backend; leave --interception=none out"
+        );
+        ensure!(
+            none || door != 0,
+            "--nmi-port=0 cannot be intercepted; give the port"
+        );
+        Ok(())
     }
 
     fn refuse_kubenet(&self) -> anyhow::Result<()> {

@@ -226,6 +226,7 @@ fn config_of_nmi() -> Config {
         node: "node".to_owned(),
         scope: Scope::Namespaced,
         assigned_first: false,
+        pick_first: false,
         assignment_wait: Duration::from_secs(1),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

@@ -58,6 +58,7 @@ fn ask<'a>(
             bindings,
             identities,
             exceptions: &[],
+            pick_first: false,
         },
         pod,
         wanted,
@@ -214,6 +215,7 @@ fn any_label_of_an_exception_in_the_pods_namespace_exempts() {
         bindings: &[],
         identities: &[],
         exceptions: &[&exception],
+        pick_first: false,
     };
     let mut app = pod("a", None);
     assert_eq!(refused(&authorize(objects, &app, &Wanted::Any)), "NoLabel");

@@ -147,8 +147,10 @@ async fn token(
     told.pod = shared.index.read().pod(&pod);
     let asker = Asker::Node(&pod);
     let (token, identity) = grant::token(shared, asker, &query, told).await?;
-    let inner: Value = serde_json::from_slice(&token.body(Timestamp::now())).unwrap_or_default();
-    let body = json!({ "token": inner, "clientid": identity.client_id.as_str() });
+    let all: Value = serde_json::from_slice(&token.body(Timestamp::now())).unwrap_or_default();
+    // As in the original the primary one, where an application has several tenants.
+    let token = all.get(0).unwrap_or(&all);
+    let body = json!({ "token": token, "clientid": identity.client_id.as_str() });
     let mut answer = Response::new(Full::new(body.to_string().into()));
     answer.headers_mut().insert(CONTENT_TYPE, JSON);
     Ok(answer)

@@ -100,7 +100,9 @@ impl ObjectIds {
 /// The claim `oid` of a token, which podid's own issuer wrote.
 fn object_id(token: &CachedToken) -> Option<ClientId> {
     let body: Value = serde_json::from_slice(&token.body(Timestamp::now())).ok()?;
-    let claims = body["access_token"].as_str()?.split('.').nth(1)?;
+    // The first is the primary tenant's, where there are several.
+    let first = body.get(0).unwrap_or(&body);
+    let claims = first["access_token"].as_str()?.split('.').nth(1)?;
     let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
     let claims: Value = serde_json::from_slice(&claims).ok()?;
     ClientId::parse(claims["oid"].as_str()?).ok()

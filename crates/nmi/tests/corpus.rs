@@ -1,6 +1,9 @@
 //! Requests that try to get past the door (CVE-2022-23551 and its family), as raw bytes, with a metadata service behind it that
 //! understands whatever can be understood.
 
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::time::Duration;
@@ -102,5 +105,31 @@ async fn exchange(rig: &Rig, from: &str, entry: &Entry) -> String {
     match statuses.is_empty() {
         true => "closed".to_owned(),
         false => statuses.join("+"),
+    }
+}
+
+#[test]
+fn the_lenient_reader_sees_through_dresses() {
+    for seen in [
+        "GET /metadata/identity/oauth2/token",
+        "GET /METADATA\\Identity%5coauth2%252ftoken",
+        "GET /metadata/instance/..;x/identity%00/./oauth2//token",
+        "GET /metadata%c0%afidentity%ef%bc%8foauth2/x/%2e%2e/token",
+        "GET /metadata/instance HTTP/1.1\r\nX-Original-URL: /metadata/identity/oauth2/token",
+    ] {
+        assert!(lenient::names_the_token_endpoint(seen.as_bytes()), "{seen}");
+    }
+    let plain = b"GET /metadata/instance?api-version=2021-02-01 HTTP/1.1\r\nmetadata: true\r\n\r\n";
+    assert!(!lenient::names_the_token_endpoint(plain));
+}
+
+/// Writes the corpus for libFuzzer to begin with.
+#[test]
+#[ignore = "writes files, for whoever fuzzes"]
+fn seeds() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/request");
+    std::fs::create_dir_all(folder).unwrap();
+    for (n, entry) in entries().into_iter().enumerate() {
+        std::fs::write(format!("{folder}/{n:03}"), entry.bytes).unwrap();
     }
 }

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod client;
 pub mod corpus;
+pub mod fuzz;
 pub mod lenient;
 pub mod log;
 pub mod objects;

@@ -6,4 +6,5 @@ mod fake;
 pub mod lease;
 pub mod secrets;
 pub mod status;
+pub mod taint;
 pub mod watch;

@@ -84,8 +84,17 @@ fn unless_missing(result: Result<(), Error>) -> Result<(), Error> {
 
 /// A short fingerprint of a rule's text, kept in the rule's comment: tells whether the rule is the one that is wanted, whatever
 /// the spelling in which the tool lists it.
-pub(crate) fn fingerprint(position: usize, text: &str) -> String {
+fn fingerprint(position: usize, text: &str) -> String {
     let mut hasher = DefaultHasher::new();
     (position, text).hash(&mut hasher);
     format!("podid-{:016x}", hasher.finish())
+}
+
+/// The comments of a chain's rules.
+pub(crate) fn comments(rules: &[String]) -> Vec<String> {
+    rules
+        .iter()
+        .enumerate()
+        .map(|(position, rule)| fingerprint(position, rule))
+        .collect()
 }

@@ -3,9 +3,9 @@
 //! Only mangle is used: its forward chain comes before filter's, where network plugins accept traffic on their own terms, and
 //! one table is changed in one transaction.
 
-use crate::backend::fingerprint;
+use crate::backend::comments;
 use crate::command::call;
-use crate::{Error, Rules};
+use crate::{Error, HostNetwork, Rules};
 
 /// The built-in chains that podid hooks, whether or not the present rules need all of them.
 const HOOKS: [&str; 5] = ["PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING"];
@@ -63,7 +63,7 @@ pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
             return Ok(false);
         };
         let present = list(tool, "mangle", chain.hook).await?.unwrap_or_default();
-        if comments_of(&own) != comments(&chain) || !is_first(&present, chain.hook) {
+        if comments_of(&own) != comments(&chain.rules) || !is_first(&present, chain.hook) {
             return Ok(false);
         }
     }
@@ -161,9 +161,14 @@ fn chains(rules: &Rules) -> Vec<Chain> {
         hook: "INPUT",
         rules: input,
     });
-    if rules.host_network {
-        let back = format!("{asked} {foreign} -j MARK --set-xmark {mark}");
-        let stop = format!("! -o lo {asked} {foreign} -j DROP");
+    let from = match &rules.host_network {
+        HostNetwork::Off => None,
+        HostNetwork::All => Some(String::new()),
+        HostNetwork::Pods { cgroup } => Some(format!(" -m cgroup --path {cgroup}")),
+    };
+    if let Some(from) = from {
+        let back = format!("{asked}{from} {foreign} -j MARK --set-xmark {mark}");
+        let stop = format!("! -o lo {asked}{from} {foreign} -j DROP");
         chains.push(Chain {
             hook: "OUTPUT",
             rules: vec![back],
@@ -196,7 +201,7 @@ fn own_chains(rules: &Rules) -> String {
         text += &format!(":{} - [0:0]\n", own_name(chain.hook));
     }
     for chain in &chains {
-        for (rule, comment) in chain.rules.iter().zip(comments(chain)) {
+        for (rule, comment) in chain.rules.iter().zip(comments(&chain.rules)) {
             text += &format!(
                 "-A {} -m comment --comment {comment} {rule}\n",
                 own_name(chain.hook)
@@ -231,15 +236,6 @@ fn is_first(listing: &str, hook: &str) -> bool {
 
 fn jump(hook: &str) -> String {
     format!("-A {hook} -j {}", own_name(hook))
-}
-
-fn comments(chain: &Chain) -> Vec<String> {
-    chain
-        .rules
-        .iter()
-        .enumerate()
-        .map(|(position, rule)| fingerprint(position, rule))
-        .collect()
 }
 
 /// The comments of a chain's rules in their order; a foreign rule without one counts too.
@@ -323,16 +319,16 @@ mod tests {
         };
         let listed = format!(
             "-N PODID-FORWARD\n-A PODID-FORWARD -m comment --comment {} -j DROP\n",
-            comments(&chain)[0]
+            comments(&chain.rules)[0]
         );
-        assert_eq!(comments_of(&listed), comments(&chain));
+        assert_eq!(comments_of(&listed), comments(&chain.rules));
         assert_ne!(
             comments_of(&format!("{listed}-A PODID-FORWARD -j ACCEPT\n")),
-            comments(&chain)
+            comments(&chain.rules)
         );
         assert_ne!(
             comments_of(&listed.replace("podid-", "podid-0")),
-            comments(&chain)
+            comments(&chain.rules)
         );
     }
 }

@@ -29,4 +29,4 @@ pub use iptables::legacy_rules_present;
 pub use keeper::{Keeper, State};
 pub use links::{Link, Links, NamespaceId};
 pub use listen::listen;
-pub use rules::Rules;
+pub use rules::{HostNetwork, Rules};

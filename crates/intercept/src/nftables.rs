@@ -1,10 +1,12 @@
 //! Interception by nftables: the table `inet podid`, replaced as a whole in one transaction.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use serde_json::Value;
 
-use crate::backend::fingerprint;
+use crate::backend::comments;
 use crate::command::call;
-use crate::{Error, Rules};
+use crate::{Error, HostNetwork, Rules};
 
 const LIST: &str = "-j list table inet podid";
 /// Makes the removal of a table that may not exist succeed.
@@ -55,9 +57,15 @@ pub(crate) async fn cleanup() -> Result<(), Error> {
 
 fn chains(rules: &Rules) -> Vec<Chain> {
     let mut chains = vec![prerouting(rules), forward(rules), input(rules)];
-    if rules.host_network {
-        chains.extend([output(rules), postrouting(rules)]);
-    }
+    let from = match &rules.host_network {
+        HostNetwork::Off => return chains,
+        HostNetwork::All => String::new(),
+        HostNetwork::Pods { cgroup } => {
+            let level = cgroup.split('/').count();
+            format!("socket cgroupv2 level {level} \"{cgroup}\" ")
+        }
+    };
+    chains.extend([output(rules, &from), postrouting(rules)]);
     chains
 }
 
@@ -90,6 +98,8 @@ fn asked(rules: &Rules) -> String {
 /// Nothing of a pod gets past the node to the metadata address, and nothing comes back from it, whatever came before.
 fn forward(rules: &Rules) -> Chain {
     let metadata = rules.metadata;
+    // Where something between the node and Azure would translate it back.
+    let (mapped, translated) = (metadata.to_ipv6_mapped(), nat64(metadata));
     Chain {
         name: "forward",
         kind: "filter",
@@ -98,8 +108,17 @@ fn forward(rules: &Rules) -> Chain {
             format!("ip daddr {metadata} meta l4proto tcp reject with tcp reset"),
             format!("ip daddr {metadata} reject with icmp type admin-prohibited"),
             format!("ip saddr {metadata} drop"),
+            format!(
+                "ip6 daddr {{ {mapped}, {translated} }} reject with icmpv6 type admin-prohibited"
+            ),
         ],
     }
+}
+
+/// The address under the prefix that is known everywhere for translation from IPv6 (RFC 6052).
+fn nat64(address: Ipv4Addr) -> Ipv6Addr {
+    const PREFIX: u128 = 0x0064_ff9b << 96;
+    Ipv6Addr::from(PREFIX | u128::from(u32::from(address)))
 }
 
 /// Refuses requests while NMI does not listen, also when somebody else listens at that port on all addresses; and keeps others
@@ -125,8 +144,8 @@ fn input(rules: &Rules) -> Chain {
     }
 }
 
-/// Sends the node's own requests, but NMI's, back in through the loopback device, where [`prerouting`] takes them.
-fn output(rules: &Rules) -> Chain {
+/// Sends the node's own requests (those that match `from`), but NMI's, back in through the loopback device, where [`prerouting`] takes them.
+fn output(rules: &Rules, from: &str) -> Chain {
     let Rules {
         metadata,
         metadata_port,
@@ -139,7 +158,7 @@ fn output(rules: &Rules) -> Chain {
         kind: "route",
         priority: -150,
         rules: vec![format!(
-            "ip daddr {metadata} tcp dport {metadata_port} meta mark & {mark_own:#x} != {mark_own:#x} meta mark set meta mark | {mark_tproxy:#x}"
+            "ip daddr {metadata} tcp dport {metadata_port} {from}meta mark & {mark_own:#x} != {mark_own:#x} meta mark set meta mark | {mark_tproxy:#x}"
         )],
     }
 }
@@ -147,18 +166,21 @@ fn output(rules: &Rules) -> Chain {
 /// Stops what [`output`] could not send back, because the policy route is gone or an address was translated after it.
 fn postrouting(rules: &Rules) -> Chain {
     let Rules {
-        metadata,
-        metadata_port,
         mark_own,
+        mark_tproxy,
         ..
     } = rules;
+    let asked = asked(rules);
+    // Whose socket it is cannot be asked here.
+    let ours = match rules.host_network {
+        HostNetwork::Pods { .. } => format!("meta mark & {mark_tproxy:#x} == {mark_tproxy:#x}"),
+        _ => format!("meta mark & {mark_own:#x} != {mark_own:#x}"),
+    };
     Chain {
         name: "postrouting",
         kind: "filter",
         priority: 300,
-        rules: vec![format!(
-            "oifname != \"lo\" ip daddr {metadata} tcp dport {metadata_port} meta mark & {mark_own:#x} != {mark_own:#x} drop"
-        )],
+        rules: vec![format!("oifname != \"lo\" {asked} {ours} drop")],
     }
 }
 
@@ -169,21 +191,12 @@ fn script(rules: &Rules) -> String {
             "\tchain {} {{\n\t\ttype {} hook {} priority {}; policy accept;\n",
             chain.name, chain.kind, chain.name, chain.priority
         );
-        for (rule, comment) in chain.rules.iter().zip(comments(&chain)) {
+        for (rule, comment) in chain.rules.iter().zip(comments(&chain.rules)) {
             text += &format!("\t\t{rule} comment \"{comment}\"\n");
         }
         text += "\t}\n";
     }
     text + "}\n"
-}
-
-fn comments(chain: &Chain) -> Vec<String> {
-    chain
-        .rules
-        .iter()
-        .enumerate()
-        .map(|(position, rule)| fingerprint(position, rule))
-        .collect()
 }
 
 fn matches(wanted: &[Chain], listing: &Value) -> bool {
@@ -202,7 +215,7 @@ fn matches(wanted: &[Chain], listing: &Value) -> bool {
         && listed.len() == wanted.len()
         && wanted.iter().all(|chain| {
             listed.iter().any(|found| is_same(chain, found))
-                && rules_of(objects, chain.name) == comments(chain)
+                && rules_of(objects, chain.name) == comments(&chain.rules)
         })
 }
 

@@ -1,8 +1,16 @@
 //! What is intercepted, and how it is told apart: a value.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use crate::Error;
+
+/// What the kubelet calls the group of all pods, with systemd, without it, and below a group of its own.
+const KUBELET_GROUPS: [&str; 3] = [
+    "kubepods.slice",
+    "kubepods",
+    "kubelet.slice/kubelet-kubepods.slice",
+];
 
 /// What to intercept and where to send it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -15,17 +23,46 @@ pub struct Rules {
     pub metadata: Ipv4Addr,
     /// The TCP port of the metadata address that is handed to NMI; the others are refused.
     pub metadata_port: u16,
-    /// The bit that NMI sets on its own sockets (`SO_MARK`) so that they pass. Checked as a mask.
+    /// The bit that NMI sets on its own sockets (`SO_MARK`) so that they pass. Checked as a mask. It counts for traffic of the
+    /// node itself alone, and takes the capability `NET_ADMIN` there or, since Linux 5.17, `NET_RAW`.
     pub mark_own: u32,
     /// The bit that the rules set on intercepted packets. Checked as a mask.
     pub mark_tproxy: u32,
     /// The routing table (and its rule's) that delivers intercepted packets to the node itself. Must belong to podid alone.
     pub table: u32,
-    /// Whether traffic of the node itself is intercepted too: pods on the host network, but also kubelet and every other host
-    /// process. NMI sees the node's address as the caller.
-    pub host_network: bool,
+    /// Which traffic of the node itself is intercepted too. NMI sees the node's address as the caller.
+    pub host_network: HostNetwork,
     /// Whether other machines and pods may connect to NMI's own port directly. Loopback always may.
     pub direct: bool,
+}
+
+/// Traffic that does not come in by a pod's link: that of pods on the host network, and of the node's own processes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostNetwork {
+    /// Passes.
+    Off,
+    /// That of processes in a control group is intercepted.
+    Pods {
+        /// The group's path in the hierarchy of version 2, without a slash at either end. Must exist.
+        cgroup: String,
+    },
+    /// All is intercepted, the kubelet's too.
+    All,
+}
+
+impl HostNetwork {
+    /// That of pods, by the control group that the kubelet makes for all of them; `None` when it is not to be seen below
+    /// `/sys/fs/cgroup`, which must be of version 2.
+    pub fn pods() -> Option<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let found = KUBELET_GROUPS.into_iter().find(|group| {
+            // Only groups of version 2 have this file.
+            root.join(group).join("cgroup.controllers").exists()
+        })?;
+        Some(Self::Pods {
+            cgroup: found.to_owned(),
+        })
+    }
 }
 
 impl Default for Rules {
@@ -38,7 +75,7 @@ impl Default for Rules {
             mark_own: 0x20,
             mark_tproxy: 0x10,
             table: 2579,
-            host_network: false,
+            host_network: HostNetwork::Off,
             direct: false,
         }
     }
@@ -70,6 +107,13 @@ impl Rules {
                 "the metadata address cannot be unspecified, loopback or multicast",
             ));
         }
+        if let HostNetwork::Pods { cgroup } = &self.host_network
+            && !is_path(cgroup)
+        {
+            return Err(Error::Rules(
+                "the control group must be a path of letters, digits and . _ - /, without a slash at either end",
+            ));
+        }
         Ok(())
     }
 
@@ -81,6 +125,15 @@ impl Rules {
             self.listen_address
         }
     }
+}
+
+fn is_path(cgroup: &str) -> bool {
+    cgroup.split('/').all(|part| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    })
 }
 
 #[cfg(test)]
@@ -105,6 +158,12 @@ mod tests {
             },
             Rules {
                 table: 254,
+                ..Rules::default()
+            },
+            Rules {
+                host_network: HostNetwork::Pods {
+                    cgroup: "a\" accept".to_owned(),
+                },
                 ..Rules::default()
             },
             Rules {

@@ -9,46 +9,15 @@
 
 mod common;
 
-use std::io;
 use std::time::Duration;
 
+use common::way::{Way, assert_closed};
 use common::{Client, METADATA, World};
-use podid_intercept::{Backend, Keeper, Rules, cut_connections, legacy_rules_present};
+use podid_intercept::{Backend, HostNetwork, Keeper, Rules, cut_connections, legacy_rules_present};
 use rstest::rstest;
 use tokio_util::sync::CancellationToken;
 
 const NMI: &str = "127.0.0.1:2579";
-
-/// A backend, and for iptables the variant that the node's kubelet uses.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Way {
-    Nftables,
-    IptablesNft,
-    IptablesLegacy,
-}
-
-impl Way {
-    fn on(self, world: &World) -> Backend {
-        match self {
-            Self::Nftables => return Backend::Nftables,
-            Self::IptablesNft => world
-                .node
-                .run("iptables-nft -w 5 -t mangle -N KUBE-KUBELET-CANARY"),
-            Self::IptablesLegacy => world
-                .node
-                .run("iptables-legacy -w 5 -t mangle -N KUBE-KUBELET-CANARY"),
-        };
-        Backend::Iptables
-    }
-
-    fn flush(self, world: &World) {
-        match self {
-            Self::Nftables => world.node.run("nft flush ruleset"),
-            Self::IptablesNft => world.node.run("iptables-nft -w 5 -t mangle -F"),
-            Self::IptablesLegacy => world.node.run("iptables-legacy -w 5 -t mangle -F"),
-        };
-    }
-}
 
 fn apply(world: &World, backend: Backend, rules: &Rules) {
     world.node.block_on(|| backend.apply(rules)).unwrap();
@@ -62,17 +31,9 @@ fn verify(world: &World, backend: Backend, rules: &Rules) -> bool {
     world.node.block_on(|| backend.verify(rules)).unwrap()
 }
 
-/// Refused at once by nftables; dropped by iptables.
-fn assert_closed(way: Way, answer: io::Result<String>) {
-    let error = answer.expect_err("something answered");
-    if way == Way::Nftables {
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    }
-}
-
 fn host_rules() -> Rules {
     Rules {
-        host_network: true,
+        host_network: HostNetwork::All,
         ..Rules::default()
     }
 }

@@ -36,6 +36,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kube::Client;
+pub use podid_cluster::taint::Taint;
 use podid_cluster::watch::Health;
 use podid_intercept::handover::{Inheritance, Predecessor};
 use tokio::sync::watch::{self, Receiver};
@@ -96,6 +97,7 @@ pub struct Nmi {
     client: Client,
     active: Receiver<bool>,
     relay: Relay,
+    taint: Option<Taint>,
 }
 
 impl Nmi {
@@ -111,6 +113,7 @@ impl Nmi {
                 predecessor: None,
                 on_duty: watch::Sender::new(false),
             },
+            taint: None,
         }
     }
 
@@ -119,6 +122,13 @@ impl Nmi {
     pub fn in_relay(mut self, path: PathBuf, predecessor: Option<Predecessor>) -> Self {
         self.relay.path = Some(path);
         self.relay.predecessor = predecessor;
+        self
+    }
+
+    /// Takes this taint off the node once tokens are served and requests are intercepted.
+    #[must_use]
+    pub fn lifting(mut self, taint: Option<Taint>) -> Self {
+        self.taint = taint;
         self
     }
 
@@ -186,6 +196,15 @@ impl Nmi {
             ready,
             stop.clone(),
         ));
+        if let Some(taint) = self.taint {
+            tasks.spawn(lift(
+                self.client.clone(),
+                self.shared.config.node.clone(),
+                taint,
+                [is_ready.clone(), self.active.clone()],
+                stop.clone(),
+            ));
+        }
         let begin = |listeners: &Listeners| Duty::begin(listeners, &self.shared, &self.active);
         let outcome = tokio::select! {
             outcome = self.relay.run(listeners, begin, is_ready, &shutdown) => outcome,
@@ -224,6 +243,29 @@ fn fault(ended: Option<Ended>) -> NmiError {
             cause: "none was started".to_owned(),
         },
     }
+}
+
+/// Lifts the startup taint when both hold.
+async fn lift(
+    client: Client,
+    node: String,
+    taint: Taint,
+    ready: [Receiver<bool>; 2],
+    stop: CancellationToken,
+) -> Part {
+    let lifted = async {
+        for mut ready in ready {
+            if ready.wait_for(|ready| *ready).await.is_err() {
+                return;
+            }
+        }
+        podid_cluster::taint::lift(&client, &node, &taint, &stop).await;
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = lifted => stop.cancelled().await,
+    }
+    ("startup taint", Ok(()))
 }
 
 /// Turns the watches' health into readiness and metrics.

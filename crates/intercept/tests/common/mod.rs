@@ -1,5 +1,7 @@
 //! A node, two pods and Azure as network namespaces that go away with the test.
 
+pub mod way;
+
 use std::fmt::Display;
 use std::fs::File;
 use std::future::Future;
@@ -203,10 +205,11 @@ fn answer(name: &str, stream: TcpStream, peer: SocketAddr) {
 pub struct World {
     pub node: Namespace,
     pub pod: Namespace,
+    #[allow(dead_code, reason = "not every test file needs it")]
     pub neighbour: Namespace,
     pub azure: Server,
     _elsewhere: Server,
-    _azure: Namespace,
+    azure_place: Namespace,
 }
 
 impl World {
@@ -238,7 +241,7 @@ impl World {
             neighbour,
             azure: Server::new("azure", metadata),
             _elsewhere: Server::new("elsewhere", other),
-            _azure: azure,
+            azure_place: azure,
         };
         // What makes every refusal below mean something.
         assert_eq!(
@@ -262,6 +265,12 @@ impl World {
                 "sysctl -qw net.bridge.bridge-nf-call-iptables={value}"
             ));
         }
+    }
+
+    /// Where Azure is.
+    #[allow(dead_code, reason = "not every test file needs it")]
+    pub fn azure_place(&self) -> &Namespace {
+        &self.azure_place
     }
 
     /// NMI as far as the network sees it.

@@ -11,10 +11,10 @@ use podid_azure::clouds::{self, ENVIRONMENT_FILE};
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_intercept::handover::{self, Inheritance};
-use podid_intercept::{Backend, Keeper, Rules};
+use podid_intercept::{Backend, HostNetwork, Keeper, Rules};
 use podid_nmi::attest::Attestor;
 use podid_nmi::config::POD_REQUESTS;
-use podid_nmi::{Config, Upstream};
+use podid_nmi::{Config, Taint, Upstream};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,9 @@ pub struct Nmi {
     /// Added to the User-Agent of requests to Entra
     #[arg(long = "custom-user-agent", value_name = "TEXT")]
     user_agent: Option<String>,
+    /// A taint that keeps pods off the node until this node agent is ready, which then takes it off. Needs get and patch on nodes
+    #[arg(long, value_name = "KEY[:EFFECT]")]
+    startup_taint: Option<Taint>,
     #[command(flatten)]
     door: Door,
     #[command(flatten)]
@@ -146,9 +149,10 @@ struct Interception {
         default_value_t = 60
     )]
     interval: u64,
-    /// Intercept the node's own traffic too: pods on the host network, but also the kubelet
-    #[arg(long)]
-    intercept_host_network: bool,
+    /// Whose traffic of the host's network is intercepted too, and refused: pods there have no address of their own
+    #[arg(long, value_enum, value_name = "WHOSE", default_value_t = Host::Off, num_args = 0..=1,
+        require_equals = true, default_missing_value = "all")]
+    intercept_host_network: Host,
     /// Remove the rules, so that pods reach the node's metadata service again, and exit
     #[arg(long)]
     cleanup: bool,
@@ -170,6 +174,17 @@ enum How {
     Iptables,
     /// None: clients are told the address, by AZURE_POD_IDENTITY_AUTHORITY_HOST.
     None,
+}
+
+/// Traffic of the host's network.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Host {
+    /// Nobody's
+    Off,
+    /// That of pods, by the kubelet's control group; needs control groups of version 2, and the host's /sys/fs/cgroup
+    Pods,
+    /// Everybody's, the kubelet's and Azure's own agents' too
+    All,
 }
 
 /// Ports for probes and metrics.
@@ -221,7 +236,8 @@ impl Nmi {
         let (active, is_active) = watch::channel(keeper.is_none());
         let config = self.config()?;
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
-        let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active);
+        let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active)
+            .lifting(self.startup_taint.clone());
         if let Some(keeper) = &keeper {
             nmi.metrics().intercepted_by(keeper.state());
         }
@@ -261,9 +277,20 @@ impl Nmi {
             listen_port: self.door.nmi_port,
             metadata: self.interception.metadata_ip,
             metadata_port: self.interception.metadata_port,
-            host_network: self.interception.intercept_host_network,
+            host_network: self.host_network()?,
             ..Rules::default()
         })
+    }
+
+    fn host_network(&self) -> anyhow::Result<HostNetwork> {
+        match self.interception.intercept_host_network {
+            Host::All => Ok(HostNetwork::All),
+            // What is in place is removed whatever it is.
+            Host::Pods if !self.interception.cleanup => HostNetwork::pods().context(
+                "--intercept-host-network=pods: the kubelet's control group kubepods is not to be seen; give the DaemonSet the host's /sys/fs/cgroup, of version 2",
+            ),
+            Host::Off | Host::Pods => Ok(HostNetwork::Off),
+        }
     }
 
     async fn doors(

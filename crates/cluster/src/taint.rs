@@ -1,0 +1,173 @@
+//! The taint that keeps pods off a node until its node agent is ready.
+//!
+//! Needs the verbs `get` and `patch` on nodes.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+
+/// Which taint, as it is written after `--startup-taint`: its key, and its effect unless all with the key are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taint {
+    key: String,
+    effect: Option<String>,
+}
+
+impl FromStr for Taint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (key, effect) = match text.split_once(':') {
+            Some((key, effect)) => (key, Some(effect)),
+            None => (text, None),
+        };
+        if let Some(effect) = effect
+            && !EFFECTS.contains(&effect)
+        {
+            return Err(format!(
+                "{effect} is no effect of a taint; give one of {}",
+                EFFECTS.join(", ")
+            ));
+        }
+        let valid =
+            |character: char| character.is_ascii_alphanumeric() || "-_./".contains(character);
+        if key.is_empty() || !key.chars().all(valid) {
+            return Err(format!(
+                "{key:?} is no key of a taint; give KEY or KEY:EFFECT, such as podid.io/agent-not-ready:NoSchedule"
+            ));
+        }
+        Ok(Self {
+            key: key.to_owned(),
+            effect: effect.map(str::to_owned),
+        })
+    }
+}
+
+impl Taint {
+    fn is(&self, taint: &k8s_openapi::api::core::v1::Taint) -> bool {
+        taint.key == self.key
+            && self
+                .effect
+                .as_ref()
+                .is_none_or(|effect| *effect == taint.effect)
+    }
+}
+
+/// Takes the taint off the node, and no other; tries until it is gone, or until shutdown.
+pub async fn lift(client: &Client, node: &str, taint: &Taint, shutdown: &CancellationToken) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let mut retry = FIRST_RETRY;
+    loop {
+        match once(&nodes, node, taint).await {
+            Ok(true) => {
+                tracing::info!(
+                    host = node,
+                    taint = taint.key,
+                    "the startup taint is lifted"
+                );
+                return;
+            }
+            Ok(false) => return,
+            // Somebody else changed the node in between.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => {
+                tracing::warn!(
+                    host = node, taint = taint.key, reason = %error,
+                    "the startup taint is not lifted yet; podid's service account needs get and patch on nodes"
+                );
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(retry) => retry = (retry * 2).min(LAST_RETRY),
+        }
+    }
+}
+
+/// Whether there was anything to take off.
+async fn once(nodes: &Api<Node>, name: &str, taint: &Taint) -> Result<bool, kube::Error> {
+    let node = nodes.get(name).await?;
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    let left: Vec<_> = taints.iter().filter(|found| !taint.is(found)).collect();
+    if left.len() == taints.len() {
+        return Ok(false);
+    }
+    // Whole lists are replaced: the version makes sure that it is the one which was read.
+    let taints = if left.is_empty() {
+        Value::Null
+    } else {
+        json!(left)
+    };
+    let patch = json!({
+        "metadata": { "resourceVersion": node.metadata.resource_version },
+        "spec": { "taints": taints },
+    });
+    nodes
+        .patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Store;
+
+    fn node(taints: &Value) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node", "resourceVersion": "1" },
+            "spec": { "taints": taints },
+        })
+    }
+
+    #[test]
+    fn what_is_no_taint_is_refused() {
+        let taint: Taint = "podid.io/agent-not-ready:NoSchedule".parse().unwrap();
+        assert_eq!(taint.effect.as_deref(), Some("NoSchedule"));
+        assert_eq!("key".parse::<Taint>().unwrap().effect, None);
+        for wrong in [
+            "",
+            ":NoSchedule",
+            "key:",
+            "key:Never",
+            "key=value:NoSchedule",
+            "a b",
+        ] {
+            assert!(wrong.parse::<Taint>().is_err(), "{wrong}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_is_away_is_waited_for_and_shutdown_is_not() {
+        let store = Store::default();
+        store.put(node(&json!([{ "key": "podid", "effect": "NoSchedule" }])));
+        store.cut("nmi");
+        let (client, stop) = (store.client("nmi"), CancellationToken::new());
+        let taint: Taint = "podid".parse().unwrap();
+        let told = stop.clone();
+        let ended = tokio::time::timeout(
+            Duration::from_secs(300),
+            lift(&client, "node", &taint, &told),
+        );
+        assert!(ended.await.is_err(), "it gave up");
+        store.mend();
+        lift(&client, "node", &taint, &stop).await;
+        assert!(
+            store.object()["spec"]["taints"].is_null(),
+            "{}",
+            store.object()
+        );
+        store.cut("nmi");
+        stop.cancel();
+        lift(&client, "node", &taint, &stop).await;
+    }
+}

@@ -424,7 +424,7 @@ impl Nmi {
         );
         let none = how.how == How::None;
         ensure!(
-            !none || !how.intercept_host_network,
+            !none || how.intercept_host_network == Host::Off,
             "--intercept-host-network contradicts --interception=none"
         );
         ensure!(

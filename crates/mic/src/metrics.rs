@@ -114,7 +114,9 @@ impl Metrics {
     pub(crate) fn text(&self, gauges: &Gauges) -> String {
         let numbers = self.0.lock();
         let mut out = Text(String::new());
-        for (write, histogram) in &numbers.writes {
+        let none = Histogram::default();
+        for write in [Write::Addition, Write::Update, Write::Deletion] {
+            let histogram = numbers.writes.get(&write).unwrap_or(&none);
             let name = format!("{PREFIX}assigned_identity_{}", write.name());
             let help = format!("AzureAssignedIdentity objects: {}", write.name());
             out.head(&format!("{name}_count"), "counter", &help);

@@ -1,6 +1,7 @@
 //! `podid`: Azure identities for Kubernetes pods.
 
 mod cli;
+#[cfg(feature = "simulators")]
 mod demo;
 
 use std::process::ExitCode;

@@ -2,6 +2,7 @@
 
 pub mod compat;
 mod crds;
+#[cfg(feature = "simulators")]
 mod demo;
 mod ignored;
 mod mic;
@@ -9,6 +10,7 @@ mod nmi;
 #[cfg(test)]
 mod reference;
 pub mod run;
+#[cfg(feature = "simulators")]
 mod sim;
 
 use std::io::Write as _;
@@ -28,7 +30,9 @@ pub struct Cli {
 enum Command {
     Mic(Box<mic::Mic>),
     Nmi(Box<nmi::Nmi>),
+    #[cfg(feature = "simulators")]
     Demo(demo::Demo),
+    #[cfg(feature = "simulators")]
     Sim(sim::Sim),
     Crds(crds::Crds),
 }
@@ -40,7 +44,9 @@ impl Cli {
         let outcome = match command {
             Command::Mic(mic) => mic.run(),
             Command::Nmi(nmi) => nmi.run(),
+            #[cfg(feature = "simulators")]
             Command::Demo(demo) => demo.run(),
+            #[cfg(feature = "simulators")]
             Command::Sim(sim) => sim.run(),
             Command::Crds(crds) => crds.run(),
         };

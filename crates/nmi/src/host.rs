@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use podid_policy::facts::ObjectKey;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,10 @@ const MAX_OPEN: usize = 64;
 const IDLE: Duration = Duration::from_secs(30);
 /// After a failed accept the next one waits this long.
 const BREATH: Duration = Duration::from_millis(50);
+/// Whoever is refused has this long to read why.
+const PARTING: Duration = Duration::from_millis(200);
+/// Of a refused request so much is read and thrown away.
+const MAX_DRAIN: u64 = 64 * 1024;
 /// Longer names are none.
 const MAX_NAME: usize = 253;
 
@@ -89,8 +93,15 @@ pub(crate) async fn serve(
 
 async fn refuse(mut stream: UnixStream, why: Refusal) {
     let words = why.last_words();
+    let talk = async {
+        stream.write_all(&words).await?;
+        stream.shutdown().await?;
+        // To close it with unread bytes would cost the client the answer.
+        let mut rest = (&mut stream).take(MAX_DRAIN);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
     // Whoever does not read it does not need it.
-    let _ = tokio::time::timeout(BREATH, stream.write_all(&words)).await;
+    let _ = tokio::time::timeout(PARTING, talk).await;
 }
 
 async fn converse(stream: UnixStream, shared: Arc<Shared>, shutdown: CancellationToken) {

@@ -119,6 +119,24 @@ fn the_bound_identity_is_granted_and_nothing_else() {
 }
 
 #[test]
+fn an_object_id_grants_what_it_was_traced_to_if_that_is_granted() {
+    let (reader, writer) = (identity("a", "reader", 1), identity("a", "writer", 2));
+    let binding = binding("a", "reader", "app", 0);
+    let app = pod("a", Some("app"));
+    let get = |traced: Option<&IdentityFacts>| {
+        let wanted = Wanted::Object(traced.map(|identity| identity.key.clone()));
+        let (bindings, identities) = ([&binding], [&reader, &writer]);
+        match ask(Scope::Namespaced, &bindings, &identities, &app, &wanted) {
+            Verdict::Grant(identity) => identity.key.name.to_string(),
+            other => refused(&other).to_owned(),
+        }
+    };
+    assert_eq!(get(Some(&reader)), "reader");
+    assert_eq!(get(Some(&writer)), "NotGranted");
+    assert_eq!(get(None), "NotGranted");
+}
+
+#[test]
 fn a_binding_may_be_limited_to_service_accounts() {
     let reader = identity("a", "reader", 1);
     let limited = BindingFacts {

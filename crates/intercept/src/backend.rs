@@ -60,24 +60,25 @@ impl Backend {
         Ok(rules_stand && routing::verify(rules).await?)
     }
 
-    /// Removes whatever any backend has ever put in place, so that pods reach the node's metadata service again. Tools that
-    /// are not installed have put nothing in place.
+    /// Removes whatever any backend has ever put in place, so that pods reach the node's metadata service again, and says for
+    /// a person what that was. Tools that are not installed have put nothing in place.
     ///
     /// # Errors
     /// The first failure, after everything was tried.
-    pub async fn cleanup(rules: &Rules) -> Result<(), Error> {
+    pub async fn cleanup(rules: &Rules) -> Result<Vec<String>, Error> {
         let results = [
             unless_missing(iptables::cleanup().await),
             unless_missing(nftables::cleanup().await),
             routing::cleanup(rules).await,
         ];
-        results.into_iter().collect()
+        let removed: Result<Vec<_>, _> = results.into_iter().collect();
+        Ok(removed?.concat())
     }
 }
 
-fn unless_missing(result: Result<(), Error>) -> Result<(), Error> {
+fn unless_missing(result: Result<Vec<String>, Error>) -> Result<Vec<String>, Error> {
     match result {
-        Err(Error::Missing { .. }) => Ok(()),
+        Err(Error::Missing { .. }) => Ok(Vec::new()),
         other => other,
     }
 }

@@ -75,45 +75,69 @@ pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Removes podid's chains from every variant that is installed; absent ones are fine.
-pub(crate) async fn cleanup() -> Result<(), Error> {
-    let mut cleaned = Ok(());
+/// Removes podid's chains from every variant that is installed, and says from which.
+pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
+    let mut removed = Vec::new();
+    let mut failed = None;
     for tool in installed().await? {
-        if let Err(error) = cleanup_variant(tool).await {
-            cleaned = Err(error);
+        match cleanup_variant(tool).await {
+            Ok(true) => removed.push(format!("{tool}: the chains PODID-* of the table mangle")),
+            Ok(false) => {}
+            Err(error) => failed = Some(error),
         }
     }
-    cleaned
+    failed.map_or(Ok(removed), Err)
 }
 
-async fn cleanup_variant(tool: &str) -> Result<(), Error> {
+async fn cleanup_variant(tool: &str) -> Result<bool, Error> {
     let mut text = String::new();
     for hook in HOOKS {
         text += &removal(tool, hook).await?;
     }
     if text.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let script = format!("*mangle\n{text}COMMIT\n");
     call(&format!("{tool}-restore"), "--noflush -w 5")
         .input(&script)
         .run()
-        .await
-        .map(drop)
+        .await?;
+    Ok(true)
 }
 
-/// Whether the redirect of the original (AAD Pod Identity, chain `aad-metadata` of the table nat) is on this node. It would
-/// translate the addresses of intercepted connections, and has to go.
-///
-/// # Errors
-/// [`Error::Missing`] without iptables, and what the tool says.
-pub async fn legacy_rules_present() -> Result<bool, Error> {
-    for tool in installed().await? {
-        if list(tool, "nat", LEGACY).await?.is_some() {
-            return Ok(true);
+/// Removes the redirect of the original (AAD Pod Identity, chain `aad-metadata` of the table nat), which it leaves behind when it
+/// is killed: it would translate the addresses of intercepted connections. Whether it was there.
+pub(crate) async fn remove_legacy() -> Result<bool, Error> {
+    let installed = match installed().await {
+        Err(Error::Missing { .. }) => return Ok(false),
+        other => other?,
+    };
+    let mut found = false;
+    for tool in installed {
+        if list(tool, "nat", LEGACY).await?.is_none() {
+            continue;
         }
+        found = true;
+        let jump = format!("-j {LEGACY}");
+        let mut text = String::new();
+        for line in list(tool, "nat", "PREROUTING")
+            .await?
+            .unwrap_or_default()
+            .lines()
+        {
+            if let Some(rule) = line.strip_prefix("-A ")
+                && rule.trim_end().ends_with(&jump)
+            {
+                text += &format!("-D {rule}\n");
+            }
+        }
+        let script = format!("*nat\n{text}-F {LEGACY}\n-X {LEGACY}\nCOMMIT\n");
+        call(&format!("{tool}-restore"), "--noflush -w 5")
+            .input(&script)
+            .run()
+            .await?;
     }
-    Ok(false)
+    Ok(found)
 }
 
 fn chains(rules: &Rules) -> Vec<Chain> {

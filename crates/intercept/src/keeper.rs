@@ -6,9 +6,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Backend, Error, Rules, conntrack};
+use crate::changes::Changes;
+use crate::{Backend, Error, Rules, conntrack, iptables};
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// A change is often one of many; after the first, this is waited before looking.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// What the keeper has seen and done since it started; the source of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,10 +59,16 @@ impl Keeper {
         self.state.subscribe()
     }
 
-    /// Puts the rules in place at once and repairs them until shutdown. A failure is retried for ever, soon at first. The
+    /// Puts the rules in place at once and repairs them until shutdown, as soon as the kernel says that something changed and
+    /// in any case after the interval. A failure is retried for ever, soon at first. The
     /// rules stay when this returns: removing them is [`Backend::cleanup`]'s work, which somebody must ask for.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut retry = FIRST_RETRY;
+        let changes = Changes::subscribe()
+            .inspect_err(|error| {
+                warn!(reason = %error, "the kernel does not tell of changes; the rules are looked at now and then");
+            })
+            .ok();
         loop {
             let pause = match self.look().await {
                 Ok(()) => {
@@ -75,11 +85,17 @@ impl Keeper {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
+                () = heard(changes.as_ref()) => tokio::time::sleep(SETTLE).await,
             }
         }
     }
 
     async fn look(&self) -> Result<(), Error> {
+        if iptables::remove_legacy().await? {
+            warn!(
+                "the redirect of AAD Pod Identity's nmi (chain aad-metadata) was on this node and is removed"
+            );
+        }
         let stands = self.backend.verify(&self.rules).await?;
         if !stands {
             self.backend.apply(&self.rules).await?;
@@ -123,4 +139,14 @@ impl Keeper {
             state.trouble = Some(error.to_string());
         });
     }
+}
+
+/// Returns when something changed; never without a way to know.
+async fn heard(changes: Option<&Changes>) {
+    if let Some(changes) = changes
+        && changes.next().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }

@@ -10,6 +10,7 @@
 //! IPv4 only: Azure's metadata service has no IPv6 address.
 
 mod backend;
+mod changes;
 mod command;
 mod conntrack;
 mod error;
@@ -25,7 +26,6 @@ mod rules;
 pub use backend::Backend;
 pub use conntrack::cut_connections;
 pub use error::{Error, ErrorKind};
-pub use iptables::legacy_rules_present;
 pub use keeper::{Keeper, State};
 pub use links::{Link, Links, NamespaceId};
 pub use listen::listen;

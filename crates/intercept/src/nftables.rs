@@ -50,9 +50,13 @@ pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
     Ok(matches(&chains(rules), &listing))
 }
 
-/// Removes the table; an absent one is fine.
-pub(crate) async fn cleanup() -> Result<(), Error> {
-    call("nft", "-f -").input(REMOVE).run().await.map(drop)
+/// Removes the table, and says so if it was there.
+pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
+    if call("nft", LIST).ask().await?.is_none() {
+        return Ok(Vec::new());
+    }
+    call("nft", "-f -").input(REMOVE).run().await?;
+    Ok(vec!["nftables: the table inet podid".to_owned()])
 }
 
 fn chains(rules: &Rules) -> Vec<Chain> {

@@ -61,9 +61,18 @@ pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
     Ok(rule_present(rules).await? && route_present(rules).await?)
 }
 
-/// Removes the rule and the route; absent ones are fine.
-pub(crate) async fn cleanup(rules: &Rules) -> Result<(), Error> {
-    remove_rules().await?;
+/// Removes the rule and the route, and says which were there.
+pub(crate) async fn cleanup(rules: &Rules) -> Result<Vec<String>, Error> {
+    let mut removed = Vec::new();
+    if remove_rules().await? {
+        removed.push(format!("ip rule: what had the preference {PRIORITY}"));
+    }
+    if route_present(rules).await? {
+        removed.push(format!(
+            "ip route: {} in table {}",
+            rules.metadata, rules.table
+        ));
+    }
     call(
         "ip",
         &format!(
@@ -82,17 +91,20 @@ pub(crate) async fn cleanup(rules: &Rules) -> Result<(), Error> {
             ),
         });
     }
-    Ok(())
+    Ok(removed)
 }
 
-async fn remove_rules() -> Result<(), Error> {
+/// Whether there were any.
+async fn remove_rules() -> Result<bool, Error> {
     let list = format!("-4 -j rule show pref {PRIORITY}");
+    let mut any = false;
     while !parse::<Rule>(&list, call("ip", &list).run().await?)?.is_empty() {
+        any = true;
         call("ip", &format!("-4 rule del pref {PRIORITY}"))
             .run()
             .await?;
     }
-    Ok(())
+    Ok(any)
 }
 
 async fn rule_present(rules: &Rules) -> Result<bool, Error> {

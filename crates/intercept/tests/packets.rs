@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::way::{Way, assert_closed};
 use common::{Client, METADATA, World};
-use podid_intercept::{Backend, HostNetwork, Keeper, Rules, cut_connections, legacy_rules_present};
+use podid_intercept::{Backend, HostNetwork, Keeper, Rules, cut_connections};
 use rstest::rstest;
 use tokio_util::sync::CancellationToken;
 
@@ -365,18 +365,6 @@ fn the_listener_is_reached_directly_only_when_allowed(#[case] way: Way) {
         world.pod.ask("10.77.0.1:2579").unwrap(),
         "nmi 10.77.0.11 10.77.0.1:2579"
     );
-}
-
-#[rstest]
-#[case("iptables-nft")]
-#[case("iptables-legacy")]
-fn the_originals_redirect_is_found(#[case] tool: &str) {
-    let world = World::new();
-    assert!(!world.node.block_on(legacy_rules_present).unwrap());
-    world
-        .node
-        .run(&format!("{tool} -w 5 -t nat -N aad-metadata"));
-    assert!(world.node.block_on(legacy_rules_present).unwrap());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A node, two pods and Azure as network namespaces that go away with the test.
 
+#![allow(dead_code, reason = "not every test file needs all of it")]
+
 pub mod way;
 
 use std::fmt::Display;
@@ -37,7 +39,6 @@ impl Namespace {
     }
 
     /// A pod as on a node without a bridge: a pair of links of its own, and a route for its address alone.
-    #[allow(dead_code, reason = "not every test file has such pods")]
     pub fn routed(node: &Namespace, address: &str) -> Self {
         let pod = Self::new("pod");
         let link = format!(
@@ -205,7 +206,6 @@ fn answer(name: &str, stream: TcpStream, peer: SocketAddr) {
 pub struct World {
     pub node: Namespace,
     pub pod: Namespace,
-    #[allow(dead_code, reason = "not every test file needs it")]
     pub neighbour: Namespace,
     pub azure: Server,
     _elsewhere: Server,
@@ -268,7 +268,6 @@ impl World {
     }
 
     /// Where Azure is.
-    #[allow(dead_code, reason = "not every test file needs it")]
     pub fn azure_place(&self) -> &Namespace {
         &self.azure_place
     }

@@ -212,7 +212,9 @@ impl Nmi {
         self.ignored.tell();
         let rules = self.rules()?;
         if self.interception.cleanup {
-            Backend::cleanup(&rules).await?;
+            for removed in Backend::cleanup(&rules).await? {
+                tracing::info!(removed, "cleanup");
+            }
             tracing::info!(
                 "the interception rules are gone; pods reach the node's metadata service"
             );

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -12,7 +13,9 @@ use crate::{Backend, Error, Rules, conntrack, iptables};
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// A change is often one of many; after the first, this is waited before looking.
-const SETTLE: Duration = Duration::from_millis(250);
+const SETTLE: Duration = Duration::from_millis(100);
+/// Where others change their rules all the time, looks are this far apart.
+const BREATH: Duration = Duration::from_secs(1);
 
 /// What the keeper has seen and done since it started; the source of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,10 +85,15 @@ impl Keeper {
                     pause
                 }
             };
+            let breath = Instant::now() + BREATH;
+            let changed = async {
+                heard(changes.as_ref()).await;
+                tokio::time::sleep_until(breath.max(Instant::now() + SETTLE)).await;
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = heard(changes.as_ref()) => tokio::time::sleep(SETTLE).await,
+                () = changed => {}
             }
         }
     }

@@ -157,6 +157,7 @@ async fn node_agent(surroundings: SocketAddr, told: mpsc::Sender<SocketAddr>) ->
         scope: Scope::Namespaced,
         assigned_first: true,
         pick_first: false,
+        prefetch: Vec::new(),
         assignment_wait: Duration::from_secs(2),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

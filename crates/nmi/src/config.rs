@@ -24,6 +24,8 @@ pub struct Config {
     pub assigned_first: bool,
     /// Whether of several identities of equal weight the first by name is given to a request that names none.
     pub pick_first: bool,
+    /// Resources of which tokens are fetched as soon as a pod is granted an identity.
+    pub prefetch: Vec<String>,
     /// How long a request for an identity that is being assigned is held.
     pub assignment_wait: Duration,
     /// Tokens with less life than this are not served. Clients take less than 300 s for expired.

@@ -65,6 +65,9 @@ pub(crate) async fn token(
         Served::Hit => "hit",
         Served::Fetched => "fetched",
     };
+    if served == Served::Fetched {
+        shared.asked.note(&identity.key, &query.resource);
+    }
     shared.metrics.token(how);
     tracing::info!(
         target: "podid::audit", pod = %pod.key.name, namespace = %pod.key.namespace,
@@ -113,7 +116,10 @@ pub(crate) async fn granted(
     let until = tokio::time::Instant::now() + shared.config.assignment_wait;
     loop {
         let (pod, identity) = match look(shared, asker, wanted)? {
-            Grant::Now(pod, identity) => return Ok((pod, identity)),
+            Grant::Now(pod, identity) => {
+                asker.attest(shared, &pod).await?;
+                return Ok((pod, identity));
+            }
             Grant::Soon(pod, identity) => (pod, identity),
         };
         let changed = tokio::time::timeout_at(until, changes.changed()).await;

@@ -291,14 +291,19 @@ impl Index {
             .identities
             .get(&identity.key)
             .map_or_else(|| Arc::new(identity.clone()), Arc::clone);
+        if self.is_usable(pod, identity) {
+            Decision::Grant(shared)
+        } else {
+            Decision::NotYet(shared)
+        }
+    }
+
+    /// Whether a granted identity is where it must be.
+    fn is_usable(&self, pod: &PodFacts, identity: &IdentityFacts) -> bool {
         let must_be_on_host =
             self.assigned_first && matches!(identity.source, IdentitySource::UserAssigned { .. });
         let pair = (pod.key.clone(), identity.key.clone());
-        if must_be_on_host && !self.ready.contains_key(&pair) {
-            Decision::NotYet(shared)
-        } else {
-            Decision::Grant(shared)
-        }
+        !must_be_on_host || self.ready.contains_key(&pair)
     }
 
     fn named_by(&self, binding: &BindingFacts) -> Option<&Arc<IdentityFacts>> {
@@ -310,6 +315,18 @@ impl Index {
 
     /// Every identity that some pod of this node is granted.
     pub fn granted_identities(&self) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
+        self.identities_of(|_, _| true)
+    }
+
+    /// Every identity of which some pod of this node would be given a token now.
+    pub fn usable_identities(&self) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
+        self.identities_of(|pod, identity| self.is_usable(pod, identity))
+    }
+
+    fn identities_of(
+        &self,
+        counts: impl Fn(&PodFacts, &IdentityFacts) -> bool,
+    ) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
         let mut found = HashMap::new();
         for pod in self.pods.values().filter(|pod| pod.is_live()) {
             let Some(selector) = pod.labels.get(BINDING_LABEL) else {
@@ -321,6 +338,7 @@ impl Index {
                 };
                 if let Some(identity) = self.named_by(binding)
                     && grants(self.scope, binding, identity, pod)
+                    && counts(pod, identity)
                 {
                     found.insert(identity.key.clone(), Arc::clone(identity));
                 }

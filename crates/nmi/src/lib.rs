@@ -18,6 +18,7 @@ pub mod metrics;
 mod pace;
 mod pass;
 mod pods;
+mod prefetch;
 mod principal;
 mod probe;
 mod quiet;
@@ -190,6 +191,7 @@ impl Nmi {
         let healths = watches::start(&self.shared, &self.client, &mut tasks, &stop);
         let secrets = secrets::follow(Arc::clone(&self.shared), self.client.clone(), stop.clone());
         tasks.spawn(secrets);
+        tasks.spawn(prefetch::run(Arc::clone(&self.shared), stop.clone()));
         tasks.spawn(follow(
             Arc::clone(&self.shared),
             healths,

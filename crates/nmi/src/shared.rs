@@ -16,6 +16,7 @@ use crate::info::NodeTenant;
 use crate::lookup::Lookup;
 use crate::measured::Measured;
 use crate::metrics::Metrics;
+use crate::prefetch::Asked;
 use crate::quiet::Quiet;
 use crate::source::Upstream;
 use crate::trace::ObjectIds;
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) quiet: Quiet,
+    pub(crate) asked: Asked,
     pub(crate) object_ids: ObjectIds,
     pub(crate) tenant: NodeTenant,
     synced: AtomicBool,
@@ -60,6 +62,7 @@ impl Shared {
             metrics,
             connections: Arc::new(Connections::new(config.pod_requests)),
             quiet: Quiet::default(),
+            asked: Asked::default(),
             object_ids: ObjectIds::default(),
             tenant: NodeTenant::new(),
             synced: AtomicBool::new(false),
@@ -95,6 +98,7 @@ impl Shared {
     pub(crate) fn set_synced(&self) {
         if !self.synced.swap(true, Ordering::AcqRel) {
             tracing::info!("all objects are known; tokens are served");
+            self.changes.send_modify(|count| *count += 1);
         }
     }
 }

@@ -75,3 +75,16 @@ async fn probes_and_metrics_are_served_under_the_names_that_are_known() {
     assert!(!text.contains("eyJ"), "no token in metrics");
     rig.end().await;
 }
+
+#[tokio::test]
+async fn tokens_are_there_before_they_are_asked_for() {
+    let resource = "https://vault.azure.net";
+    let rig = rig_that_waits(true, |config| config.prefetch = vec![resource.to_owned()]).await;
+    // Of reader, writer and robot; late is not on the node, and nobody is granted the rest.
+    rig.when(|rig| rig.upstream.tokens() >= 3).await;
+    rig.until(200).await;
+    let fetched = rig.upstream.tokens();
+    assert_eq!(rig.token(WEB, resource).await.status, 200);
+    assert_eq!(rig.upstream.tokens(), fetched, "from memory");
+    rig.end().await;
+}

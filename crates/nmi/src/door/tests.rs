@@ -107,6 +107,7 @@ async fn rig() -> Rig {
         scope: Scope::Namespaced,
         assigned_first: true,
         pick_first: false,
+        prefetch: Vec::new(),
         assignment_wait: Duration::from_millis(200),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

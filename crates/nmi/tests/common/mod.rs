@@ -72,6 +72,7 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
         scope: Scope::Namespaced,
         assigned_first: true,
         pick_first: false,
+        prefetch: Vec::new(),
         assignment_wait: Duration::from_millis(100),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

@@ -57,6 +57,9 @@ pub struct Nmi {
     /// How long a request for an identity that is being assigned is held
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     assignment_wait: Duration,
+    /// Resources of which tokens are fetched as soon as a pod is granted an identity, next to those it was asked for before
+    #[arg(long, value_name = "RESOURCES", value_delimiter = ',')]
+    prefetch_resources: Vec<String>,
     /// Read service principals' Secrets from other namespaces than their AzureIdentity's too
     #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = ArgAction::Set)]
@@ -369,6 +372,7 @@ impl Nmi {
             },
             assigned_first: self.operation_mode == Mode::Standard,
             pick_first: self.compat_pick_first,
+            prefetch: self.prefetch_resources.clone(),
             assignment_wait: self.assignment_wait,
             token_floor: TOKEN_FLOOR,
             metadata_header_required: self.door.metadata_header_required,

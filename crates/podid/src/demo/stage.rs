@@ -427,6 +427,7 @@ fn node_agent() -> podid_nmi::Config {
         scope: Scope::Namespaced,
         assigned_first: true,
         pick_first: false,
+        prefetch: Vec::new(),
         assignment_wait: Duration::from_secs(5),
         // Tokens live for seconds when the story comes to rotation.
         token_floor: Duration::from_secs(1),

@@ -227,6 +227,7 @@ fn config_of_nmi() -> Config {
         scope: Scope::Namespaced,
         assigned_first: false,
         pick_first: false,
+        prefetch: Vec::new(),
         assignment_wait: Duration::from_secs(1),
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,

@@ -311,6 +311,10 @@ impl<S: TokenSource> Cache<S> {
             _ => HashMap::new(),
         };
         if resources.len() >= MAX_RESOURCES {
+            // For what a pod made up there is no token: other pods with the same identity keep theirs.
+            resources.retain(|_, slot| slot.current.load().is_some());
+        }
+        if resources.len() >= MAX_RESOURCES {
             resources.clear();
         }
         let slot = Arc::new(Slot::default());

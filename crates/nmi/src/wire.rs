@@ -148,3 +148,65 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    use http::{Request, Response, StatusCode};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    /// What a server says to these bytes over a connection that takes so many at a time, and whose own answers are empty.
+    async fn said(bytes: &str, at_a_time: usize) -> String {
+        let (client, server) = duplex(at_a_time);
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let due = Due::default();
+        let stream = TokioIo::new(Wire::new(server, due.clone()));
+        let service = service_fn(move |_: Request<Incoming>| {
+            let mut answer = Response::new(Full::new(Bytes::new()));
+            *answer.status_mut() = StatusCode::BAD_REQUEST;
+            due.set();
+            async { Ok::<_, Infallible>(answer) }
+        });
+        let serving = hyper::server::conn::http1::Builder::new().serve_connection(stream, service);
+        let serving = tokio::spawn(serving);
+        let mut heard = String::new();
+        let talk = async {
+            tokio::join!(
+                writer.write_all(bytes.as_bytes()),
+                reader.read_to_string(&mut heard)
+            )
+        };
+        let in_time = tokio::time::timeout(std::time::Duration::from_secs(10), talk).await;
+        assert!(in_time.is_ok(), "no end");
+        drop((reader, writer));
+        let _ = serving.await;
+        heard
+    }
+
+    #[tokio::test]
+    async fn what_is_not_http_is_told_so_however_slowly_it_reads() {
+        for at_a_time in [7, 64, 100_000] {
+            let heard = said("GET /\x01 HTTP/1.1\r\n\r\n", at_a_time).await;
+            let (head, body) = heard.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with("HTTP/1.1 400"), "{heard}");
+            assert!(head.contains(&format!("content-length: {}", body.len())));
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert!(body["error"].is_string());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_the_services_own_is_left_alone() {
+        let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        let heard = said(&format!("{request}{request}garbage\r\n\r\n"), 100_000).await;
+        assert_eq!(heard.matches("HTTP/1.1 400").count(), 3, "{heard}");
+        assert_eq!(heard.matches("content-length: 0\r\n").count(), 2, "{heard}");
+        assert_eq!(heard.matches("error_description").count(), 1, "{heard}");
+    }
+}

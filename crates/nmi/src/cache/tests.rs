@@ -235,6 +235,18 @@ async fn tokens_go_with_what_granted_them() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn made_up_resources_do_not_drive_out_tokens_that_others_use() {
+    let rig = rig(1_000_000, 86_400);
+    rig.get().await.unwrap();
+    *rig.fake.fails.lock() = Some(ErrorKind::BadRequest);
+    for n in 0..MAX_RESOURCES * 3 {
+        let made_up = format!("made-up-{n}");
+        assert!(rig.cache.get(&reader(), &made_up, false).await.is_err());
+    }
+    assert!(matches!(rig.get().await, Ok((_, Served::Hit))));
+}
+
 #[tokio::test]
 async fn made_up_resources_do_not_fill_the_memory() {
     let rig = rig(10_000, 3600);

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::common::client::get;
-use crate::common::objects::{BARE, BOTH, LATE, NOBODY, READER, ROBOT, SOON, TENANT, WEB};
-use crate::common::{METADATA, PATH, TOKEN, rig};
+use crate::common::client::{exchange, get};
+use crate::common::objects::{BARE, BOTH, EXEMPT, LATE, NOBODY, READER, ROBOT, SOON, TENANT, WEB};
+use crate::common::{METADATA, PATH, PATIENCE, TOKEN, rig};
 
 const RESOURCE: &str = "https://vault.azure.net";
 
@@ -228,4 +228,25 @@ async fn c12_absolute_targets_and_any_host_work() {
         );
         assert_eq!(rig.raw(WEB, &request).await.status, 200, "{request}");
     }
+}
+
+#[tokio::test]
+async fn an_exempted_pod_talks_to_the_metadata_service_itself() {
+    let rig = rig(|_| {}).await;
+    rig.upstream.forget();
+    let request = "POST /metadata/scheduledevents?api-version=2020-07-01 HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-A: b\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc";
+    assert_eq!(rig.raw(EXEMPT, request).await.status, 200);
+    let seen = rig.upstream.seen().remove(0);
+    assert!(seen.starts_with("POST /metadata/scheduledevents?api-version=2020-07-01 HTTP/1.1"));
+    assert!(
+        seen.contains("x-a: b") && seen.ends_with("\r\n\r\nabc"),
+        "{seen}"
+    );
+    assert!(!seen.contains("expect"));
+    // What does not arrive whole is not passed on.
+    rig.upstream.forget();
+    let half = request.replace("Content-Length: 3", "Content-Length: 30");
+    let received = exchange(EXEMPT, rig.door, half.as_bytes(), PATIENCE).await;
+    assert!(!String::from_utf8_lossy(&received).contains("HTTP/1.1 200"));
+    assert!(rig.upstream.seen().is_empty());
 }

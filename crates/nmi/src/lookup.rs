@@ -56,12 +56,12 @@ impl Lookup {
         if self.held(address).is_some() {
             return;
         }
-        let _turn = self.turn.lock().await;
-        // Whoever waited for the turn may have waited for this very answer.
-        if self.held(address).is_some() {
-            return;
-        }
-        let pods = self.list(address).await;
+        let pods = match tokio::time::timeout(PATIENCE, self.turn.lock()).await {
+            // Whoever waited for the turn may have waited for this very answer.
+            Ok(_turn) if self.held(address).is_some() => return,
+            Ok(_turn) => self.list(address).await,
+            Err(_) => None,
+        };
         let now = Instant::now();
         let mut answers = self.answers.lock();
         answers.retain(|_, answer| answer.until > now);

@@ -82,6 +82,7 @@ mod tests {
             "mic --config-map-name=c --type-upgrade-status-key=k --enable-type-upgrade=true --enableScaleFeatures=true --enableProfile --custom-user-agent=x --forceNamespaced",
             "nmi --node=node-1 --http-probe-port=8085 --enableScaleFeatures=true --metadata-header-required=true --operation-mode=standard --kubelet-config=/etc/default/kubelet",
             "nmi --node node-1 --operation-mode=Managed --forceNamespaced --block-instance-metadata --set-retry-after-header --enable-conntrack-deletion=true --allow-network-plugin-kubenet=true",
+            "nmi --node node-1 --handover-socket=",
             "nmi --node node-1 --ipt-update-interval-sec=60 --retry-attempts-for-created=16 --retry-attempts-for-assigned=4 --find-identity-retry-interval=5 --MICNamespace=default --nmi-port=2579 --metadata-ip=169.254.169.254 --metadata-port=80 --log-format text --v=5",
         ] {
             let args = std::iter::once("podid")

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{ArgAction, Args, ValueEnum};
 use podid_azure::clouds::{self, ENVIRONMENT_FILE};
 use podid_azure::entra::Entra;
@@ -65,7 +66,7 @@ pub struct Nmi {
         default_missing_value = "true", action = ArgAction::Set)]
     allow_cross_namespace_secrets: bool,
     /// Where a starting node agent takes over from the running one, so that no request is lost. Used where the directory exists; empty for never
-    #[arg(long, value_name = "PATH", default_value = "/run/podid/nmi.sock")]
+    #[arg(long, value_name = "PATH", default_value = "/run/podid/nmi.sock", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     handover_socket: PathBuf,
     /// Added to the User-Agent of requests to Entra
     #[arg(long = "custom-user-agent", value_name = "TEXT")]

@@ -1,13 +1,14 @@
-"""The article's program: reads a blob with whatever identity the pod has."""
+"""The article's program: reads a blob with whatever identity the pod has. Settings of the client may follow, as JSON."""
 
+import json
 import sys
 
 from azure.identity import ManagedIdentityCredential
 from azure.storage.blob import BlobServiceClient
 
-account_url, container, blob = sys.argv[1:]
+account_url, container, blob, *settings = sys.argv[1:]
 
 credential = ManagedIdentityCredential()
-client = BlobServiceClient(account_url, credential=credential)
+client = BlobServiceClient(account_url, credential=credential, **json.loads("".join(settings) or "{}"))
 
 print(client.get_blob_client(container, blob).download_blob().readall().decode())

@@ -124,6 +124,7 @@ fn names(world: &World, name: &str) -> Vec<Value> {
         json!({ "client": identity.client_id }),
         json!({ "client": identity.client_id.to_uppercase() }),
         json!({ "resource": identity.id }),
+        json!({ "object": world.object_id(name) }),
     ]
 }
 

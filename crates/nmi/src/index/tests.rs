@@ -171,3 +171,116 @@ fn an_exception_counts_in_its_own_namespace() {
     assert_eq!(index.exemption(&pod("web", 1)), None);
     assert_eq!(index.exception_keys(), [exception("other").key]);
 }
+
+mod addresses {
+    //! Addresses pass between pods in any order of news: whoever has one is its only live holder, or nobody.
+
+    use super::*;
+    use proptest::prelude::*;
+
+    const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"];
+
+    #[derive(Debug, Clone)]
+    enum News {
+        Applied {
+            pod: usize,
+            holds: [bool; 4],
+            selector: bool,
+            finished: bool,
+            host_network: bool,
+        },
+        Deleted(usize),
+    }
+
+    fn news() -> impl Strategy<Value = News> {
+        let applied = (0..4_usize, any::<[bool; 4]>(), any::<[bool; 3]>());
+        prop_oneof![
+            3 => applied.prop_map(|(pod, holds, [selector, finished, host_network])| News::Applied {
+                pod, holds, selector, finished, host_network,
+            }),
+            1 => (0..4_usize).prop_map(News::Deleted),
+        ]
+    }
+
+    fn selector(second: bool) -> &'static str {
+        if second { "writer" } else { "reader" }
+    }
+
+    fn world() -> Index {
+        let mut index = Index::new(Scope::Namespaced, false);
+        for (name, client) in [("reader", "22ab"), ("writer", "33cd")] {
+            let mut granted = identity();
+            granted.key = ObjectKey::new("shop", name);
+            granted.client_id =
+                ClientId::parse(&format!("6f1c0000-0000-0000-0000-00000000{client}")).unwrap();
+            index.apply_identity(granted);
+            let mut by = binding();
+            by.key = ObjectKey::new("shop", name);
+            by.identity = name.into();
+            by.selector = name.into();
+            index.apply_binding(by);
+        }
+        index
+    }
+
+    fn facts(news: &News) -> Option<PodFacts> {
+        let News::Applied {
+            pod,
+            holds,
+            selector: second,
+            finished,
+            host_network,
+        } = news
+        else {
+            return None;
+        };
+        let held = ADDRESSES.iter().zip(holds).filter(|(_, held)| **held);
+        let mut facts = super::pod(&format!("pod-{pod}"), 9);
+        facts.addresses = held.map(|(address, _)| address.parse().unwrap()).collect();
+        facts.labels = [(BINDING_LABEL.to_owned(), selector(*second).to_owned())].into();
+        facts.host_network = *host_network;
+        if *finished {
+            facts.phase = PodPhase::Finished;
+        }
+        Some(facts)
+    }
+
+    proptest! {
+        #[test]
+        fn belong_to_their_only_live_holder(history in proptest::collection::vec(news(), 1..40)) {
+            let mut index = world();
+            let mut truth: HashMap<usize, PodFacts> = HashMap::new();
+            for event in &history {
+                match (event, facts(event)) {
+                    (News::Applied { pod, .. }, Some(facts)) => {
+                        truth.insert(*pod, facts.clone());
+                        index.apply_pod(facts);
+                    }
+                    (News::Deleted(pod), _) => {
+                        truth.remove(pod);
+                        index.delete_pod(&ObjectKey::new("shop", &format!("pod-{pod}")));
+                    }
+                    (News::Applied { .. }, None) => unreachable!(),
+                }
+                for address in ADDRESSES {
+                    let address: IpAddr = address.parse().unwrap();
+                    let holders: Vec<_> = truth
+                        .values()
+                        .filter(|pod| pod.is_live() && !pod.host_network && pod.addresses.contains(&address))
+                        .collect();
+                    match (index.caller(address), holders.as_slice()) {
+                        (Caller::Pod(found), [only]) => {
+                            prop_assert_eq!(&*found, *only);
+                            let Decision::Grant(given) = index.decide(&found, &Wanted::Any) else {
+                                panic!("nothing is given");
+                            };
+                            prop_assert_eq!(&*given.key.name, &*only.labels[BINDING_LABEL]);
+                        }
+                        (Caller::Ambiguous, [_, _, ..]) | (Caller::Unknown | Caller::NotYet, []) => {}
+                        (found, holders) => prop_assert!(false, "{:?} for {} holders", found, holders.len()),
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! What the node agent costs its node: its memory with 250 pods at rest, at 200 requests a second, with a connection of every pod
-//! open, and over many requests, which must not make it grow.
+//! open, and over many requests on those, which must not make it grow.
 //!
 //! `cargo bench -p podid --no-default-features --bench node`, as nodes run it. `PODS` (250) and `REQUESTS` (300,000; ten million
 //! take some minutes) change its size. Everything is on this machine's loopback, and ends by itself.
@@ -70,24 +70,16 @@ fn main() -> Outcome<()> {
         &format!("after {} s at {} requests/s", BUSY.1.as_secs(), BUSY.0),
         &agent,
     )?;
+    let open = open(door, pods)?;
+    show(&format!("with {pods} connections open"), &agent)?;
     for quarter in 1..=4 {
-        let (count, took) = flood(door, pods, requests / 4)?;
-        let rate = count as f64 / took.as_secs_f64();
+        let took = flood(&open, requests / 4)?;
+        let rate = (requests / 4) as f64 / took.as_secs_f64();
         show(
             &format!("after {} requests ({rate:.0}/s)", quarter * requests / 4),
             &agent,
         )?;
     }
-    let open: Vec<_> = (0..pods)
-        .map(|pod| connect(door, pod))
-        .collect::<Outcome<_>>()?;
-    for mut stream in &open {
-        stream.write_all(REQUEST)?;
-    }
-    for stream in &open {
-        answer(stream)?;
-    }
-    show(&format!("with {pods} connections open"), &agent)?;
     stop.cancel();
     Ok(())
 }
@@ -231,26 +223,27 @@ fn connect(door: SocketAddr, pod: u64) -> Outcome<TcpStream> {
     Ok(socket.into())
 }
 
-fn ask(mut stream: &TcpStream) -> Outcome<()> {
-    stream.write_all(REQUEST)?;
-    answer(stream)
+fn ask(stream: &TcpStream) -> Outcome<()> {
+    match exchange(stream)? {
+        200 => Ok(()),
+        status => Err(format!("no token, but {status}").into()),
+    }
 }
 
-fn answer(mut stream: &TcpStream) -> Outcome<()> {
+/// A request and its whole answer, whose status this gives: beyond its rate a pod is refused, which is a request all the same.
+fn exchange(mut stream: &TcpStream) -> Outcome<u16> {
+    stream.write_all(REQUEST)?;
     let mut bytes = [0; 16 * 1024];
     let mut read = 0;
-    // The body ends with the one field that comes last.
+    // The body ends with a field that is text.
     while !bytes[..read].ends_with(b"\"}") {
         match stream.read(&mut bytes[read..])? {
             0 => return Err("the connection was closed".into()),
             more => read += more,
         }
     }
-    if bytes.starts_with(b"HTTP/1.1 200") {
-        Ok(())
-    } else {
-        Err("no token".into())
-    }
+    let status = bytes.get(9..12).ok_or("no status")?;
+    Ok(std::str::from_utf8(status)?.parse()?)
 }
 
 /// One pod after the other, each on a connection of its own.
@@ -264,31 +257,38 @@ fn trickle(door: SocketAddr, pods: u64) -> Outcome<()> {
     Ok(())
 }
 
-/// As many requests as the machine can do, from a few pods that keep their connections. Each pod has its limit, so that the
-/// pods take turns.
-fn flood(door: SocketAddr, pods: u64, requests: u64) -> Outcome<(u64, Duration)> {
-    let started = Instant::now();
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|client| {
-            std::thread::spawn(move || -> Outcome<()> {
-                let mine: Vec<_> = (client..pods)
-                    .step_by(CLIENTS as usize)
-                    .map(|pod| connect(door, pod))
-                    .collect::<Outcome<_>>()?;
-                let mut next = mine.iter().cycle();
-                for _ in 0..requests / CLIENTS {
-                    let stream = next.next().ok_or("too few pods")?;
-                    // Beyond its rate a pod is refused, which is a request all the same.
-                    let _ = ask(stream);
-                }
-                Ok(())
-            })
+/// A connection of every pod, by client; each has been used.
+fn open(door: SocketAddr, pods: u64) -> Outcome<Vec<Vec<TcpStream>>> {
+    let of = |client: u64| {
+        (client..pods).step_by(CLIENTS as usize).map(|pod| {
+            let stream = connect(door, pod)?;
+            ask(&stream)?;
+            Ok(stream)
         })
-        .collect();
-    for client in clients {
-        client.join().map_err(|_| "a client panicked")??;
-    }
-    Ok((requests, started.elapsed()))
+    };
+    (0..CLIENTS).map(|client| of(client).collect()).collect()
+}
+
+/// As many requests as the machine can do, over these connections. Each pod has its limit, so that the pods take turns.
+fn flood(open: &[Vec<TcpStream>], requests: u64) -> Outcome<Duration> {
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = open
+            .iter()
+            .map(|mine| {
+                scope.spawn(move || {
+                    for stream in mine.iter().cycle().take((requests / CLIENTS) as usize) {
+                        exchange(stream)?;
+                    }
+                    Outcome::Ok(())
+                })
+            })
+            .collect();
+        clients
+            .into_iter()
+            .try_for_each(|client| client.join().map_err(|_| "a client panicked")?)
+    })?;
+    Ok(started.elapsed())
 }
 
 fn show(when: &str, agent: &Agent) -> Outcome<()> {

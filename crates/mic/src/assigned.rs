@@ -226,7 +226,8 @@ fn stage(state: &State, assignment: &Assignment, object: Option<&Object>) -> (St
     match host.and_then(|host| host.has(id)) {
         Some(true) => (Stage::Assigned, String::new()),
         Some(false) => {
-            let text = host.and_then(|host| host.reason(id)).unwrap_or_default();
+            let reason = host.and_then(|host| state.reason(host, id));
+            let text = reason.map_or("", |(_, text)| text);
             (Stage::Created, text.chars().take(MAX_MESSAGE).collect())
         }
         // Not known: what the object says stands, unless it shows another identity or another host.

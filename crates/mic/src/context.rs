@@ -104,7 +104,7 @@ impl Context {
 
     /// The conditions of these identities may have to change.
     pub(crate) fn doubt_conditions(&self, identities: BTreeSet<ObjectKey>) {
-        if !identities.is_empty() {
+        if self.is_ready() && !identities.is_empty() {
             self.conditions.dirty.lock().extend(identities);
             self.conditions.news.notify_one();
         }

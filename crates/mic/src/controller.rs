@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use podid_policy::desired::{Assignment, AssignmentKey, Delta, Desired};
 use podid_policy::facts::{BindingFacts, IdentityFacts, ObjectKey, PodFacts};
-use podid_policy::ids::{HostKey, ResourceId};
+use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use podid_policy::matching::Scope;
 use tokio::time::Instant;
 
 use crate::assigned::Object;
+use crate::conditions::Condition;
 use crate::host::{Host, Owned};
+use crate::hosts::{Fault, HostError};
+use crate::quarantine::Quarantine;
 
 /// What a step leads to.
 #[derive(Debug, Default)]
@@ -38,7 +41,20 @@ pub(crate) struct State {
     /// `metadata.uid` and `resourceVersion` of identities and bindings.
     pub(crate) identities: HashMap<ObjectKey, Meta>,
     pub(crate) bindings: HashMap<ObjectKey, Meta>,
+    /// What Azure refuses to attach.
+    pub(crate) quarantine: Quarantine,
+    /// Whose identities are which, where the question came up.
+    pub(crate) truths: HashMap<ResourceId, Truth>,
+    /// Identities that were accepted by the API server and cannot be used, and why.
+    pub(crate) malformed: HashMap<ObjectKey, (Meta, String)>,
     node_names: HashSet<Arc<str>>,
+}
+
+/// What Azure told about an identity that is not what it seemed.
+pub(crate) struct Truth {
+    pub(crate) asked: Instant,
+    /// Its client id; `None` when it does not exist.
+    pub(crate) told: Result<Option<ClientId>, HostError>,
 }
 
 /// What else is kept of an identity or a binding.
@@ -46,8 +62,8 @@ pub(crate) struct State {
 pub(crate) struct Meta {
     pub(crate) uid: Arc<str>,
     pub(crate) generation: i64,
-    /// What the condition of an identity says at present: whether it can be attached, and why not.
-    pub(crate) condition: Option<(bool, String)>,
+    /// What the condition of an identity says at present.
+    pub(crate) condition: Option<Condition>,
 }
 
 impl State {
@@ -59,6 +75,9 @@ impl State {
             hosts: HashMap::new(),
             identities: HashMap::new(),
             bindings: HashMap::new(),
+            quarantine: Quarantine::default(),
+            truths: HashMap::new(),
+            malformed: HashMap::new(),
             node_names: HashSet::new(),
         }
     }
@@ -87,10 +106,14 @@ impl State {
 
     /// An edited identity that Azure refused is tried again at once.
     pub(crate) fn apply_identity(&mut self, identity: IdentityFacts, meta: Meta) -> Effects {
+        self.malformed.remove(&identity.key);
         let before = self.identities.insert(identity.key.clone(), meta.clone());
-        let edited = before.is_some_and(|before| before.generation != meta.generation);
+        let edited = before.is_none_or(|before| before.generation != meta.generation);
         if let Some(id) = identity.resource_id().filter(|_| edited) {
             self.pardon(id);
+            for host in self.hosts.values_mut() {
+                host.compare(id, &identity.client_id);
+            }
         }
         let deltas = self.desired.apply_identity(identity);
         self.step(deltas)
@@ -98,6 +121,7 @@ impl State {
 
     pub(crate) fn delete_identity(&mut self, key: &ObjectKey) -> Effects {
         self.identities.remove(key);
+        self.malformed.remove(key);
         let deltas = self.desired.delete_identity(key);
         self.step(deltas)
     }
@@ -158,10 +182,38 @@ impl State {
         wanted.chain(self.by_key.keys().cloned()).collect()
     }
 
-    /// Whether the condition of an identity says that Azure refuses it.
-    pub(crate) fn is_refused(&self, identity: &ObjectKey) -> bool {
+    /// The identities whose condition does not say that they work.
+    pub(crate) fn not_ready(&self) -> BTreeSet<ObjectKey> {
+        let all = self.identities.keys().chain(self.malformed.keys());
+        all.filter(|key| !self.is_ready(key)).cloned().collect()
+    }
+
+    /// Whether an identity's condition says that it works, as its object is now.
+    pub(crate) fn is_ready(&self, identity: &ObjectKey) -> bool {
         let meta = self.identities.get(identity);
-        meta.is_some_and(|meta| matches!(meta.condition, Some((false, _))))
+        meta.is_some_and(|meta| {
+            let condition = meta.condition.as_ref();
+            condition.is_some_and(|c| c.ready && c.generation == meta.generation)
+        })
+    }
+
+    /// Why an identity is not on a host yet.
+    pub(crate) fn reason<'a>(
+        &'a self,
+        host: &'a Host,
+        id: &ResourceId,
+    ) -> Option<(Fault, &'a str)> {
+        let trouble = host.trouble.as_ref();
+        let refused = self.quarantine.reason(id);
+        refused.or_else(|| trouble.map(|trouble| (trouble.fault, trouble.text.as_str())))
+    }
+
+    /// The identity is refused no more: whoever waits for it goes on.
+    pub(crate) fn wake_hosts_of(&self, id: &ResourceId) {
+        let hosts = self.hosts.values();
+        hosts
+            .filter(|host| host.wanted.contains_key(id))
+            .for_each(|host| host.wake.notify_one());
     }
 
     /// What was recorded of a host by whoever led before.
@@ -175,6 +227,8 @@ impl State {
 
     /// What is known of Azure may be outdated: another led meanwhile.
     pub(crate) fn doubt(&mut self) {
+        self.quarantine = Quarantine::default();
+        self.truths.clear();
         for host in self.hosts.values_mut() {
             host.owned.clear();
             host.recorded.clear();
@@ -190,11 +244,9 @@ impl State {
     }
 
     fn pardon(&mut self, id: &ResourceId) {
-        let now = Instant::now();
-        for host in self.hosts.values_mut() {
-            if host.quarantine.pardon(id, now) {
-                host.wake.notify_one();
-            }
+        self.truths.remove(id);
+        if self.quarantine.pardon(id, Instant::now()) {
+            self.wake_hosts_of(id);
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::hosts::{Fault, HostChange, HostError, MAX_CHANGE, OnHost};
-use crate::quarantine::Quarantine;
+use crate::quarantine::{Quarantine, Suspects};
 
 /// Changes wait for quiet at most this many times the settle time.
 const SETTLE_MOST: u32 = 8;
@@ -22,6 +22,10 @@ const BURST: Duration = Duration::from_secs(60);
 const LONGEST_SETTLE: Duration = Duration::from_secs(15);
 /// The longest wait after a failure, in units of the retry interval.
 const LONGEST: u32 = 300;
+/// After this many failures in a row people are told.
+pub(crate) const LASTING: u32 = 3;
+/// A host where nothing differs is read ever less often, down to once in this many reconcile intervals.
+const CALMEST: u32 = 10;
 
 /// The identities that podid attached to a host, with their client ids.
 pub(crate) type Owned = BTreeMap<ResourceId, Option<ClientId>>;
@@ -34,29 +38,56 @@ pub(crate) struct Host {
     /// Whose objects wait until an identity has left the host.
     pub(crate) held: BTreeMap<ResourceId, BTreeSet<AssignmentKey>>,
     /// What Azure shows; `None` until it has been asked.
-    pub(crate) seen: Option<OnHost>,
+    pub(crate) seen: Option<Arc<OnHost>>,
     /// What podid attached, and as the record of it says.
     pub(crate) owned: Owned,
     pub(crate) recorded: Owned,
-    pub(crate) quarantine: Quarantine,
     pub(crate) wake: Arc<Notify>,
+    /// Since when each wanted identity is wanted, and each unwanted one is not.
+    since: BTreeMap<ResourceId, Instant>,
     left: BTreeMap<ResourceId, Instant>,
+    suspects: Suspects,
+    /// On the host under another client id than its AzureIdentity says: Azure must be asked which is right.
+    doubtful: BTreeSet<ResourceId>,
+    /// On the host and dead: they were deleted, and must leave it before one of the same name can come.
+    spoilt: BTreeSet<ResourceId>,
     looked: Option<Instant>,
+    /// How many looks in a row have shown nothing new.
+    calm: u32,
     /// Whether `seen` was read after the last change.
     fresh: bool,
     unsettled: Option<(Instant, Instant)>,
     /// When the host was changed lately.
     recent: Vec<Instant>,
-    trouble: Option<Trouble>,
+    pub(crate) trouble: Option<Trouble>,
 }
 
 /// Why nothing is done on the host for a while.
-struct Trouble {
+pub(crate) struct Trouble {
     until: Instant,
-    attempts: u32,
-    text: String,
+    pub(crate) attempts: u32,
+    pub(crate) fault: Fault,
+    pub(crate) text: String,
     /// Whether it was met while looking, so that a look that succeeds ends it.
     looking: bool,
+}
+
+/// What a look at a host has shown.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// Whose objects may have to change.
+    pub(crate) touched: BTreeSet<AssignmentKey>,
+    /// What pods need and somebody else has detached.
+    pub(crate) drifted: Vec<ResourceId>,
+}
+
+/// What a failure leads to.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    /// The identities that Azure refuses.
+    pub(crate) apart: Vec<ResourceId>,
+    /// Whose objects may have to change.
+    pub(crate) touched: BTreeSet<AssignmentKey>,
 }
 
 /// What to do next on a host.
@@ -66,10 +97,12 @@ pub(crate) enum Move {
     Wait(Option<Instant>),
     /// Ask Azure what is there.
     Look,
+    /// Ask Azure for the client id of an identity.
+    Verify(ResourceId),
     /// Write down what podid attached.
     Record(Owned),
     /// Change the host; what will be ours is recorded already.
-    Change(OnHost, HostChange),
+    Change(Arc<OnHost>, HostChange),
     /// Forget the host: nothing of ours is there and no pod needs it.
     Retire,
 }
@@ -83,10 +116,14 @@ impl Host {
             seen: None,
             owned: Owned::new(),
             recorded: Owned::new(),
-            quarantine: Quarantine::default(),
             wake: Arc::default(),
+            since: BTreeMap::new(),
             left: BTreeMap::new(),
+            suspects: Suspects::default(),
+            doubtful: BTreeSet::new(),
+            spoilt: BTreeSet::new(),
             looked: None,
+            calm: 0,
             fresh: false,
             unsettled: None,
             recent: Vec::new(),
@@ -99,6 +136,7 @@ impl Host {
         self.left.remove(id);
         let users = self.wanted.entry(id.clone()).or_default();
         if users.is_empty() {
+            self.since.insert(id.clone(), now);
             self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
         }
         users.insert(who);
@@ -113,6 +151,7 @@ impl Host {
         users.remove(who);
         if users.is_empty() {
             self.wanted.remove(id);
+            self.since.remove(id);
             self.left.insert(id.clone(), now);
             self.wake.notify_one();
         }
@@ -123,11 +162,11 @@ impl Host {
         Some(self.seen.as_ref()?.user.contains_key(id))
     }
 
-    /// Why the identity is not there yet, for a person.
-    pub(crate) fn reason(&self, id: &ResourceId) -> Option<&str> {
-        self.quarantine
-            .reason(id)
-            .or_else(|| self.trouble.as_ref().map(|t| t.text.as_str()))
+    /// How long the identity that has been missing longest is wanted.
+    pub(crate) fn lag(&self, now: Instant) -> Option<Duration> {
+        let missing = |id: &ResourceId| self.has(id) != Some(true);
+        let since = self.since.iter().filter(|(id, _)| missing(id));
+        since.map(|(_, at)| now - *at).max()
     }
 
     /// Whether podid is going to detach the identity, so that objects that show it must wait.
@@ -143,7 +182,9 @@ impl Host {
         self.seen = None;
         self.looked = None;
         self.trouble = None;
-        self.quarantine = Quarantine::default();
+        self.suspects = Suspects::default();
+        self.doubtful.clear();
+        self.spoilt.clear();
         self.wake.notify_one();
     }
 
@@ -152,6 +193,7 @@ impl Host {
         &mut self,
         now: Instant,
         config: &Config,
+        quarantine: &mut Quarantine,
         client_id: impl Fn(&AssignmentKey) -> Option<ClientId>,
     ) -> Move {
         if self.wanted.is_empty() && self.owned.is_empty() && self.recorded.is_empty() {
@@ -163,11 +205,18 @@ impl Host {
         if let Some(trouble) = self.trouble.as_ref().filter(|t| t.until > now) {
             return Move::Wait(Some(trouble.until));
         }
-        let next_look = self.looked.map(|at| at + config.reconcile_interval);
+        let patience = (1 << self.calm.min(16)).min(CALMEST);
+        let next_look = self
+            .looked
+            .map(|at| at + config.reconcile_interval * patience);
         let next_look = next_look.filter(|at| *at > now);
         let (Some(seen), Some(next_look)) = (self.seen.clone(), next_look) else {
             return Move::Look;
         };
+        self.doubtful.retain(|id| self.wanted.contains_key(id));
+        if let Some(id) = self.doubtful.first() {
+            return Move::Verify(id.clone());
+        }
         let quiet = self.quiet_from(now, config.settle);
         if let Some(quiet) = quiet.filter(|at| *at > now) {
             return Move::Wait(Some(quiet));
@@ -177,7 +226,7 @@ impl Host {
             self.owned.remove(id);
         }
         let linger_ends = plan.next_due().map(|rest| now + rest);
-        if let Some(change) = self.change(&seen, plan, now) {
+        if let Some(change) = self.change(&seen, plan, now, config, quarantine) {
             let empties = change.attach.is_empty() && change.detach.len() == seen.user.len();
             if empties && !self.fresh {
                 return Move::Look;
@@ -198,7 +247,9 @@ impl Host {
             return Move::Record(self.owned.clone());
         }
         self.trouble = None;
-        let due = [Some(next_look), linger_ends, self.quarantine.due()];
+        let missing = self.wanted.keys().filter(|id| !seen.user.contains_key(id));
+        let refused = quarantine.due(missing);
+        let due = [Some(next_look), linger_ends, refused];
         Move::Wait(due.into_iter().flatten().min())
     }
 
@@ -237,17 +288,61 @@ impl Host {
         plan(view, waited, config.linger)
     }
 
-    fn change(&mut self, seen: &OnHost, plan: Plan, now: Instant) -> Option<HostChange> {
+    fn change(
+        &mut self,
+        seen: &OnHost,
+        plan: Plan,
+        now: Instant,
+        config: &Config,
+        quarantine: &mut Quarantine,
+    ) -> Option<HostChange> {
+        let (there, ours) = (&seen.user, &self.owned);
+        self.spoilt
+            .retain(|id| there.contains_key(id) && ours.contains_key(id));
+        let dead: Vec<ResourceId> = self
+            .spoilt
+            .iter()
+            .filter(|id| !self.is_immutable(id, &config.immutable))
+            .take(MAX_CHANGE)
+            .cloned()
+            .collect();
+        if !dead.is_empty() {
+            return Some(HostChange {
+                attach: Vec::new(),
+                detach: dead,
+            });
+        }
         let mut detach = plan.detach;
         detach.truncate(MAX_CHANGE);
-        let batch = self.quarantine.choose(&plan.attach, now);
-        let mut attach = batch.ids;
-        if !batch.clean && !detach.is_empty() {
-            attach.clear();
-        }
+        let mut attach = self.choose(plan.attach, !detach.is_empty(), now, quarantine);
         attach.truncate(MAX_CHANGE - detach.len());
-        attach.retain(|id| !seen.user.contains_key(id));
         (!attach.is_empty() || !detach.is_empty()).then_some(HostChange { attach, detach })
+    }
+
+    /// Of what is to be attached, what to try now: all that nothing speaks against; else, when nothing is to go with it, a
+    /// suspect batch, or a refused identity whose turn it is.
+    fn choose(
+        &mut self,
+        missing: Vec<ResourceId>,
+        in_company: bool,
+        now: Instant,
+        quarantine: &mut Quarantine,
+    ) -> Vec<ResourceId> {
+        self.suspects
+            .keep(|id| missing.contains(id) && !quarantine.holds(id));
+        let (doubted, clean): (Vec<_>, Vec<_>) = missing
+            .into_iter()
+            .partition(|id| quarantine.holds(id) || self.suspects.contains(id));
+        if !clean.is_empty() || in_company {
+            return clean;
+        }
+        match self.suspects.next() {
+            Some(batch) => batch.iter().cloned().collect(),
+            None => {
+                let turn = quarantine.turn(&self.key, doubted.iter(), now);
+                turn.into_iter().collect()
+            }
+        }
     }
 
     fn is_immutable(&self, id: &ResourceId, immutable: &BTreeSet<ClientId>) -> bool {
@@ -259,8 +354,13 @@ impl Host {
             .any(|client| immutable.contains(client))
     }
 
-    /// Azure told what is there. Returns whose objects may have to change.
-    pub(crate) fn looked(&mut self, now: Instant, shown: OnHost) -> BTreeSet<AssignmentKey> {
+    /// Azure told what is there. `client_id` tells a wanted identity's.
+    pub(crate) fn looked(
+        &mut self,
+        now: Instant,
+        shown: OnHost,
+        client_id: impl Fn(&AssignmentKey) -> Option<ClientId>,
+    ) -> Looked {
         let changed = |id: &ResourceId| {
             let before = self.has(id);
             before != Some(shown.user.contains_key(id))
@@ -270,14 +370,62 @@ impl Host {
             touched.flat_map(|(_, who)| who.clone()).collect::<Vec<_>>()
         };
         let touched = [of(&self.wanted), of(&self.held)].concat();
+        let drifted = self.wanted.keys().filter(|id| {
+            let there = shown.user.contains_key(id);
+            self.has(id) == Some(true) && !there
+        });
+        let drifted: Vec<ResourceId> = drifted.cloned().collect();
+        for (id, users) in &self.wanted {
+            let Some(Some(shown)) = shown.user.get(id) else {
+                continue;
+            };
+            let said = users.iter().filter_map(&client_id);
+            if said.into_iter().any(|client| client != *shown) {
+                self.doubtful.insert(id.clone());
+            }
+        }
         let there: Vec<_> = shown.user.keys().cloned().collect();
-        self.quarantine.passed(&there);
+        self.suspects.cleared(&there);
         self.held.retain(|id, _| shown.user.contains_key(id));
-        self.seen = Some(shown);
+        let same = self
+            .seen
+            .as_ref()
+            .is_some_and(|seen| seen.user.keys().eq(shown.user.keys()));
+        self.calm = if same { self.calm.saturating_add(1) } else { 0 };
+        self.seen = Some(Arc::new(shown));
         self.looked = Some(now);
         self.fresh = true;
         self.trouble = self.trouble.take().filter(|trouble| !trouble.looking);
-        touched.into_iter().collect()
+        Looked {
+            touched: touched.into_iter().collect(),
+            drifted,
+        }
+    }
+
+    /// The object of an identity was edited and says this client id now.
+    pub(crate) fn compare(&mut self, id: &ResourceId, client: &ClientId) {
+        let shown = self.seen.as_ref().and_then(|seen| seen.user.get(id));
+        if self.wanted.contains_key(id) && matches!(shown, Some(Some(shown)) if shown != client) {
+            self.doubtful.insert(id.clone());
+            self.wake.notify_one();
+        }
+    }
+
+    /// Azure told the client id of a doubtful identity: `None` when there is no such identity, and nothing where it would not
+    /// say. Returns whose identity may have another condition.
+    pub(crate) fn verified(
+        &mut self,
+        id: &ResourceId,
+        truth: Option<&Option<ClientId>>,
+    ) -> BTreeSet<AssignmentKey> {
+        self.doubtful.remove(id);
+        let shown = self.seen.as_ref().and_then(|seen| seen.user.get(id));
+        if let (Some(Some(real)), Some(Some(shown))) = (truth, shown)
+            && real != shown
+        {
+            self.spoilt.insert(id.clone());
+        }
+        self.wanted.get(id).cloned().unwrap_or_default()
     }
 
     /// The record of what podid attached says this now.
@@ -289,8 +437,9 @@ impl Host {
     pub(crate) fn changed(&mut self, change: &HostChange) -> BTreeSet<AssignmentKey> {
         let mut touched = BTreeSet::new();
         self.trouble = None;
-        self.quarantine.passed(&change.attach);
-        if let Some(seen) = &mut self.seen {
+        self.calm = 0;
+        self.suspects.cleared(&change.attach);
+        if let Some(seen) = self.seen.as_mut().map(Arc::make_mut) {
             seen.etag = None;
             self.fresh = false;
             for id in &change.attach {
@@ -308,26 +457,20 @@ impl Host {
         touched
     }
 
-    /// Something failed; `change` is what was being carried out. Returns the identities that are kept apart from now on and
-    /// whose objects may have to change.
+    /// Something failed; `change` is what was being carried out.
     pub(crate) fn failed(
         &mut self,
         now: Instant,
         config: &Config,
         error: &HostError,
         change: Option<&HostChange>,
-    ) -> (Vec<ResourceId>, BTreeSet<AssignmentKey>) {
+        quarantine: &mut Quarantine,
+    ) -> Failure {
         let batch = change.map_or(&[][..], |change| &change.attach);
-        let (mut apart, mut ids) = (Vec::new(), Vec::new());
-        if error.fault == Fault::Identity && !batch.is_empty() {
-            let unit = config.retry_interval;
-            let named = &error.identities;
-            apart = self
-                .quarantine
-                .refused(batch, named, &error.text, now, unit);
-            for id in &apart {
-                self.owned.remove(id);
-            }
+        let mut apart = Vec::new();
+        let mut news = false;
+        if error.fault.is_of_identity() && !batch.is_empty() && !self.blames_what_is_there(error) {
+            apart = self.convict(now, config, error, batch, quarantine);
         } else {
             if error.fault == Fault::NoHost {
                 self.seen = None;
@@ -335,34 +478,84 @@ impl Host {
             } else if change.is_some() {
                 self.looked = None;
             }
-            if self.pause(now, config, error, change.is_none()) {
-                ids.extend(self.wanted.keys().chain(self.held.keys()).cloned());
-            }
+            news = self.pause(now, config, error, change.is_none());
         }
-        ids.extend(apart.iter().cloned());
         let users = |of: &BTreeMap<ResourceId, BTreeSet<AssignmentKey>>| {
-            let found = ids.iter().filter_map(|id| of.get(id));
-            found.flatten().cloned().collect::<Vec<_>>()
+            let found = of
+                .iter()
+                .filter(|(id, _)| news || apart.contains(id))
+                .flat_map(|(_, who)| who.clone());
+            found.collect::<Vec<_>>()
         };
         let touched = [users(&self.wanted), users(&self.held)].concat();
-        (apart, touched.into_iter().collect())
+        Failure {
+            apart,
+            touched: touched.into_iter().collect(),
+        }
+    }
+
+    /// Whether Azure blames an identity that is on the host already: it was deleted since, and spoils every change. One that
+    /// podid attached is taken away first; another is for people to take away.
+    fn blames_what_is_there(&mut self, error: &HostError) -> bool {
+        let Some(seen) = &self.seen else {
+            return false;
+        };
+        let there: Vec<&ResourceId> = error
+            .identities
+            .iter()
+            .filter(|id| seen.user.contains_key(id))
+            .collect();
+        if error.fault == Fault::IdentityNotFound {
+            let ours = there.iter().filter(|id| self.owned.contains_key(id));
+            self.spoilt.extend(ours.map(|id| (*id).clone()));
+        }
+        !there.is_empty()
+    }
+
+    /// Azure refused to attach some of the batch. Returns those that are refused from now on.
+    fn convict(
+        &mut self,
+        now: Instant,
+        config: &Config,
+        error: &HostError,
+        batch: &[ResourceId],
+        quarantine: &mut Quarantine,
+    ) -> Vec<ResourceId> {
+        let named = |id: &&ResourceId| error.identities.contains(id);
+        let mut guilty: Vec<_> = batch.iter().filter(named).cloned().collect();
+        if guilty.is_empty() {
+            guilty.extend(self.suspects.refused(batch));
+        } else {
+            self.suspects.cleared(batch);
+        }
+        let text = match error.fault {
+            Fault::Refused => format!("{}: {}", self.key, error.text),
+            _ => error.text.clone(),
+        };
+        for id in &guilty {
+            self.owned.remove(id);
+            let unit = config.retry_interval;
+            quarantine.refuse(id, &self.key, (error.fault, &text), now, unit);
+        }
+        guilty
     }
 
     /// Says whether the reason that people are told is another one than before.
     fn pause(&mut self, now: Instant, config: &Config, error: &HostError, looking: bool) -> bool {
         let text = match error.fault {
-            Fault::Forbidden | Fault::NoHost | Fault::Identity => error.text.clone(),
-            fault => format!("{} for {}; retried", fault.name(), self.key),
+            Fault::Throttled | Fault::Conflict | Fault::Unavailable => {
+                format!("{} for {}; retried", error.fault.name(), self.key)
+            }
+            _ => error.text.clone(),
         };
-        let news = self
-            .trouble
-            .as_ref()
-            .is_none_or(|trouble| trouble.text != text);
-        let attempts = self.trouble.as_ref().map_or(0, |t| t.attempts) + 1;
+        let before = self.trouble.as_ref();
+        let attempts = before.map_or(0, |t| t.attempts) + 1;
+        let news = before.is_none_or(|trouble| trouble.text != text) || attempts == LASTING;
         let wait = config.retry_interval * (1u32 << (attempts - 1).min(16)).min(LONGEST);
         self.trouble = Some(Trouble {
             until: now + wait.max(error.retry_after.unwrap_or_default()),
             attempts,
+            fault: error.fault,
             text,
             looking,
         });

@@ -29,10 +29,14 @@ pub struct HostChange {
 }
 
 /// What a failed call means for what to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// Some identity of the change does not exist or may not be used; the text may name it.
-    Identity,
+    /// Some identity of the change does not exist; the text may name it.
+    IdentityNotFound,
+    /// The controller may not attach some identity of the change; the text may name it.
+    IdentityForbidden,
+    /// Azure refuses the change as it stands.
+    Refused,
     /// Too many calls.
     Throttled,
     /// Somebody else changes the host at this moment.
@@ -41,21 +45,47 @@ pub enum Fault {
     NoHost,
     /// The controller may not read or change the host at all.
     Forbidden,
+    /// Azure refuses the controller's own credential.
+    Credential,
     /// Azure cannot be reached, does not answer in time, or fails; it is not known whether the change was made.
     Unavailable,
 }
 
 impl Fault {
-    /// The stable name, for metrics and logs.
+    /// All of them.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::IdentityNotFound,
+        Self::IdentityForbidden,
+        Self::Refused,
+        Self::Throttled,
+        Self::Conflict,
+        Self::NoHost,
+        Self::Forbidden,
+        Self::Credential,
+        Self::Unavailable,
+    ];
+
+    /// The stable name, for conditions, metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Identity => "IdentityRefused",
+            Self::IdentityNotFound => "IdentityNotFound",
+            Self::IdentityForbidden => "IdentityRoleMissing",
+            Self::Refused => "RefusedByAzure",
             Self::Throttled => "Throttled",
             Self::Conflict => "Conflict",
             Self::NoHost => "HostNotFound",
-            Self::Forbidden => "Forbidden",
+            Self::Forbidden => "HostRoleMissing",
+            Self::Credential => "CredentialRefused",
             Self::Unavailable => "AzureUnavailable",
         }
+    }
+
+    /// Whether an identity of the change is to blame, rather than the host or Azure.
+    pub fn is_of_identity(self) -> bool {
+        matches!(
+            self,
+            Self::IdentityNotFound | Self::IdentityForbidden | Self::Refused
+        )
     }
 }
 
@@ -86,6 +116,12 @@ pub trait Hosts: Send + Sync + 'static {
         seen: &'a OnHost,
         change: &'a HostChange,
     ) -> BoxFuture<'a, Result<(), HostError>>;
+
+    /// The client id of an identity as it is in Azure; `None` when there is none of this name. One GET.
+    fn client_id<'a>(
+        &'a self,
+        id: &'a ResourceId,
+    ) -> BoxFuture<'a, Result<Option<ClientId>, HostError>>;
 }
 
 /// The most identities that Azure takes in one PATCH, attached and detached together.
@@ -97,7 +133,7 @@ impl Hosts for Arm {
             let shown = Arm::identities(self, host).await?;
             Ok(OnHost {
                 system: shown.system,
-                user: shown.user.into_iter().map(|id| (id, None)).collect(),
+                user: shown.user,
                 etag: shown.etag,
             })
         })
@@ -112,13 +148,20 @@ impl Hosts for Arm {
         Box::pin(async move {
             let seen = HostIdentity {
                 system: seen.system,
-                user: seen.user.keys().cloned().collect(),
+                user: seen.user.clone(),
                 etag: seen.etag.clone(),
             };
             Ok(self
                 .update(host, &seen, &change.attach, &change.detach)
                 .await?)
         })
+    }
+
+    fn client_id<'a>(
+        &'a self,
+        id: &'a ResourceId,
+    ) -> BoxFuture<'a, Result<Option<ClientId>, HostError>> {
+        Box::pin(async move { Ok(Arm::client_id(self, id).await?) })
     }
 }
 
@@ -129,13 +172,13 @@ impl From<Error> for HostError {
             ErrorKind::Conflict => Fault::Conflict,
             ErrorKind::NotFound => Fault::NoHost,
             ErrorKind::Forbidden => Fault::Forbidden,
-            ErrorKind::IdentityNotFound | ErrorKind::IdentityForbidden | ErrorKind::BadRequest => {
-                Fault::Identity
+            ErrorKind::IdentityNotFound => Fault::IdentityNotFound,
+            ErrorKind::IdentityForbidden => Fault::IdentityForbidden,
+            ErrorKind::BadRequest => Fault::Refused,
+            ErrorKind::InvalidCredential => Fault::Credential,
+            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Malformed => {
+                Fault::Unavailable
             }
-            ErrorKind::Unavailable
-            | ErrorKind::Timeout
-            | ErrorKind::InvalidCredential
-            | ErrorKind::Malformed => Fault::Unavailable,
         };
         Self {
             fault,

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::hosts::Fault;
+
 const PREFIX: &str = "aadpodidentity_";
 const OBJECT_BUCKETS: [f64; 18] = [
     0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0,
@@ -58,6 +60,8 @@ struct Numbers {
     api_errors: BTreeMap<&'static str, u64>,
     cycles: Histogram,
     elections: u64,
+    faults: BTreeMap<Fault, u64>,
+    drifts: u64,
 }
 
 /// Counters and histograms. Label values are all known in advance.
@@ -71,6 +75,8 @@ pub(crate) struct Gauges {
     pub(crate) hosts: usize,
     pub(crate) assignments: usize,
     pub(crate) quarantined: usize,
+    pub(crate) troubled: usize,
+    pub(crate) lag: Duration,
     pub(crate) interrupted: Vec<(&'static str, bool)>,
     pub(crate) malformed: Vec<(&'static str, u64)>,
 }
@@ -91,13 +97,20 @@ impl Metrics {
         *self.0.lock().api_errors.entry(operation).or_default() += 1;
     }
 
-    pub(crate) fn cloud(&self, operation: &'static str, took: Duration, fine: bool) {
+    /// A call to Azure, and how it failed if it did.
+    pub(crate) fn cloud(&self, operation: &'static str, took: Duration, fault: Option<Fault>) {
         let mut numbers = self.0.lock();
         let histogram = numbers.cloud.entry(operation).or_default();
         histogram.observe(&CLOUD_BUCKETS, took.as_secs_f64());
-        if !fine {
+        if let Some(fault) = fault {
+            *numbers.faults.entry(fault).or_default() += 1;
             *numbers.cloud_errors.entry(operation).or_default() += 1;
         }
+    }
+
+    /// Somebody else has detached what podid had attached.
+    pub(crate) fn drifted(&self) {
+        self.0.lock().drifts += 1;
     }
 
     /// A host was brought to where it should be.
@@ -158,6 +171,17 @@ impl Metrics {
         let name = format!("{PREFIX}mic_new_leader_election_count");
         out.head(&name, "counter", "How often this replica became leader");
         out.line(&name, "", numbers.elections as f64);
+        let name = "podid_mic_cloud_faults_count";
+        out.head(name, "counter", "Calls to Azure that failed, by cause");
+        for fault in Fault::ALL {
+            let count = numbers.faults.get(&fault).copied().unwrap_or_default();
+            let label = format!("fault=\"{}\"", fault.name());
+            out.line(name, &label, count as f64);
+        }
+        let name = "podid_mic_drift_count";
+        let help = "Identities that somebody else detached and podid attached again";
+        out.head(name, "counter", help);
+        out.line(name, "", numbers.drifts as f64);
         gauges.text(&mut out);
         out.0
     }
@@ -183,14 +207,23 @@ impl Gauges {
             ),
             (
                 "podid_mic_quarantined_identities",
-                "Identities, by host, that Azure refuses to attach",
+                "Identities that Azure refuses to attach",
                 self.quarantined,
+            ),
+            (
+                "podid_mic_hosts_in_trouble",
+                "Hosts that cannot be read or changed at present",
+                self.troubled,
             ),
         ];
         for (name, help, value) in plain {
             out.head(name, "gauge", help);
             out.line(name, "", value as f64);
         }
+        let name = "podid_mic_oldest_pending_seconds";
+        let help = "How long the identity that is missing longest on a host has been wanted there";
+        out.head(name, "gauge", help);
+        out.line(name, "", self.lag.as_secs_f64());
         let name = "podid_mic_watch_interrupted";
         out.head(
             name,
@@ -259,7 +292,11 @@ mod tests {
     fn names_are_those_people_have_dashboards_for() {
         let metrics = Metrics::default();
         metrics.wrote(Write::Addition, Duration::from_millis(15));
-        metrics.cloud("vmss_update", Duration::from_secs(7), false);
+        metrics.cloud(
+            "vmss_update",
+            Duration::from_secs(7),
+            Some(Fault::Throttled),
+        );
         metrics.cycle(Duration::from_secs(7));
         metrics.elected();
         metrics.write_failed(Write::Deletion);
@@ -279,6 +316,7 @@ mod tests {
             "aadpodidentity_mic_cycle_count 1",
             "aadpodidentity_mic_cycle_duration_seconds_bucket{le=\"+Inf\"} 1",
             "aadpodidentity_mic_new_leader_election_count 1",
+            "podid_mic_cloud_faults_count{fault=\"Throttled\"} 1",
             "podid_mic_leading 1",
             "podid_mic_watch_interrupted{kind=\"Pod\"} 0",
         ] {

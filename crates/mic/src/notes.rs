@@ -55,12 +55,17 @@ pub(crate) fn of_binding(state: &State, pod: &ObjectKey, news: News) -> Note {
     }
 }
 
-/// Tells on the identity that Azure refuses to attach it.
-pub(crate) fn of_identity(state: &State, identity: &ObjectKey, message: String) -> Note {
+/// Tells on the identity what is wrong with it.
+pub(crate) fn of_identity(
+    state: &State,
+    identity: &ObjectKey,
+    reason: &'static str,
+    message: String,
+) -> Note {
     Note {
         regarding: custom("AzureIdentity", identity, state.identities.get(identity)),
         warning: true,
-        reason: "IdentityRefused",
+        reason,
         message,
     }
 }

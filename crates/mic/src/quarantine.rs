@@ -1,228 +1,261 @@
-//! Which identities of a host are kept apart because Azure refuses them, and what is tried next.
+//! Which identities are kept apart because Azure refuses them, and what is tried next.
+//!
+//! What Azure refuses on one host it refuses on every other, so that the hosts share what they learn: an identity that is
+//! refused is tried again by one host at a time, alone, and ever less often.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use podid_policy::ids::ResourceId;
+use podid_policy::ids::{HostKey, ResourceId};
 use tokio::time::Instant;
 
-/// The first wait of a refused identity, and the longest, in units of the retry interval.
-const FIRST: u32 = 15;
-const LONGEST: u32 = 600;
+use crate::hosts::Fault;
+
+/// The first wait of a refused identity, by what it is multiplied after every further refusal, and the longest wait, in units
+/// of the retry interval: six attempts in the first hour, four in every later one.
+const FIRST: u32 = 60;
+const GROWTH: u32 = 4;
+const LONGEST: u32 = 900;
+/// A host whose turn it is has this long, which is longer than any call to Azure takes.
+const TURN: Duration = Duration::from_secs(20 * 60);
 
 /// A refused identity.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Cell {
     attempts: u32,
     due: Instant,
+    fault: Fault,
+    /// The host that was refused first, and what Azure said.
     text: String,
+    /// The hosts that were refused.
+    hosts: BTreeSet<Arc<HostKey>>,
+    /// The host that may try it now, and until when.
+    turn: Option<(Arc<HostKey>, Instant)>,
 }
 
-/// The refused identities of one host, and batches that hold at least one that is not yet found out.
+/// The refused identities.
 #[derive(Debug, Default)]
-pub(crate) struct Quarantine {
-    cells: BTreeMap<ResourceId, Cell>,
-    suspects: Vec<BTreeSet<ResourceId>>,
-}
-
-/// What to attach next.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Batch {
-    pub(crate) ids: Vec<ResourceId>,
-    /// Nothing speaks against them, so that other changes may go with them.
-    pub(crate) clean: bool,
-}
+pub(crate) struct Quarantine(BTreeMap<ResourceId, Cell>);
 
 impl Quarantine {
-    /// Of what is to be attached, what to try now: all that is not suspect; then suspect batches one by one; then a refused
-    /// identity whose time has come, alone.
-    pub(crate) fn choose(&mut self, attach: &[ResourceId], now: Instant) -> Batch {
-        let wanted: BTreeSet<&ResourceId> = attach.iter().collect();
-        self.cells.retain(|id, _| wanted.contains(id));
-        for batch in &mut self.suspects {
-            batch.retain(|id| wanted.contains(id));
-        }
-        self.suspects.retain(|batch| !batch.is_empty());
-        let suspect = |id: &ResourceId| self.suspects.iter().any(|batch| batch.contains(id));
-        let clean: Vec<_> = attach
-            .iter()
-            .filter(|id| !self.cells.contains_key(*id) && !suspect(id))
-            .cloned()
-            .collect();
-        if !clean.is_empty() {
-            return Batch {
-                ids: clean,
-                clean: true,
-            };
-        }
-        let doubtful = match self.suspects.last() {
-            Some(batch) => batch.iter().cloned().collect(),
-            None => self.first_due(now).into_iter().collect(),
-        };
-        Batch {
-            ids: doubtful,
-            clean: false,
-        }
+    /// Whether the identity is refused.
+    pub(crate) fn holds(&self, id: &ResourceId) -> bool {
+        self.0.contains_key(id)
     }
 
-    /// Azure refused to attach `batch`, blaming `named`, or nobody. Returns the identities that are kept apart from now on.
-    pub(crate) fn refused(
+    /// Why the identity is refused.
+    pub(crate) fn reason(&self, id: &ResourceId) -> Option<(Fault, &str)> {
+        self.0.get(id).map(|cell| (cell.fault, cell.text.as_str()))
+    }
+
+    /// Azure refused to attach the identity to the host.
+    pub(crate) fn refuse(
         &mut self,
-        batch: &[ResourceId],
-        named: &[ResourceId],
-        text: &str,
+        id: &ResourceId,
+        host: &Arc<HostKey>,
+        (fault, text): (Fault, &str),
         now: Instant,
         unit: Duration,
-    ) -> Vec<ResourceId> {
-        self.clear_of_suspicion(batch);
-        let mut guilty: Vec<_> = batch
-            .iter()
-            .filter(|id| named.contains(id))
-            .cloned()
-            .collect();
-        if guilty.is_empty() && batch.len() == 1 {
-            guilty = batch.to_vec();
+    ) {
+        // Nobody has taken a turn for long: nobody needs it any more.
+        self.0
+            .retain(|_, cell| cell.due + unit * LONGEST * GROWTH > now);
+        let cell = self.0.entry(id.clone()).or_insert_with(|| Cell {
+            attempts: 0,
+            due: now,
+            fault,
+            text: text.to_owned(),
+            hosts: BTreeSet::new(),
+            turn: None,
+        });
+        if cell.fault != fault {
+            cell.fault = fault;
+            text.clone_into(&mut cell.text);
         }
-        if guilty.is_empty() {
-            let (one, other) = batch.split_at(batch.len() / 2);
-            self.suspects.push(other.iter().cloned().collect());
-            self.suspects.push(one.iter().cloned().collect());
-        }
-        for id in &guilty {
-            let attempts = self.cells.get(id).map_or(0, |cell| cell.attempts) + 1;
-            let wait = FIRST
-                .saturating_mul(1 << (attempts - 1).min(16))
-                .min(LONGEST);
-            let cell = Cell {
-                attempts,
-                due: now + unit * wait,
-                text: text.to_owned(),
-            };
-            self.cells.insert(id.clone(), cell);
-        }
-        guilty
+        let growth = GROWTH.saturating_pow(cell.attempts.min(8));
+        cell.due = now + unit * FIRST.saturating_mul(growth).min(LONGEST);
+        cell.attempts += 1;
+        cell.hosts.insert(host.clone());
+        cell.turn = None;
     }
 
-    /// These are on the host now.
-    pub(crate) fn passed(&mut self, ids: &[ResourceId]) {
-        self.clear_of_suspicion(ids);
-        for id in ids {
-            self.cells.remove(id);
-        }
+    /// Of the refused identities that the host needs, one that it may try now: its turn lasts until Azure has said yes or no.
+    pub(crate) fn turn<'a>(
+        &mut self,
+        host: &Arc<HostKey>,
+        needed: impl Iterator<Item = &'a ResourceId>,
+        now: Instant,
+    ) -> Option<ResourceId> {
+        let due = |cell: &Cell| match &cell.turn {
+            Some((whose, until)) => whose == host || *until <= now,
+            None => cell.due <= now,
+        };
+        let ready = needed.filter_map(|id| Some((id, self.0.get(id).filter(|cell| due(cell))?)));
+        let id = ready.min_by_key(|(_, cell)| cell.due)?.0.clone();
+        self.0.get_mut(&id)?.turn = Some((host.clone(), now + TURN));
+        Some(id)
     }
 
-    /// Why the identity is kept apart.
-    pub(crate) fn reason(&self, id: &ResourceId) -> Option<&str> {
-        self.cells.get(id).map(|cell| cell.text.as_str())
+    /// When the host may try one of these again.
+    pub(crate) fn due<'a>(&self, needed: impl Iterator<Item = &'a ResourceId>) -> Option<Instant> {
+        let cells = needed.filter_map(|id| self.0.get(id));
+        let due = cells.map(|cell| cell.turn.as_ref().map_or(cell.due, |(_, until)| *until));
+        due.min()
     }
 
-    /// Lets an identity be tried again at once: its object was edited.
+    /// The identity is on the host. Says whether it was refused there before: then it is refused no more anywhere.
+    pub(crate) fn passed(&mut self, id: &ResourceId, host: &HostKey) -> bool {
+        let cured = self.0.get(id).is_some_and(|cell| {
+            let its_turn = cell
+                .turn
+                .as_ref()
+                .is_some_and(|(whose, _)| **whose == *host);
+            its_turn || cell.hosts.contains(host)
+        });
+        cured && self.0.remove(id).is_some()
+    }
+
+    /// Lets an identity be tried again at once: its object was edited. Says whether it was refused.
     pub(crate) fn pardon(&mut self, id: &ResourceId, now: Instant) -> bool {
-        self.cells.get_mut(id).map(|cell| cell.due = now).is_some()
+        let cell = self
+            .0
+            .get_mut(id)
+            .map(|cell| (cell.due, cell.turn) = (now, None));
+        cell.is_some()
     }
 
-    /// When the next one may be tried again.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.cells.values().map(|cell| cell.due).min()
-    }
-
-    /// How many are kept apart.
+    /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.cells.len()
+        self.0.len()
     }
+}
 
-    fn clear_of_suspicion(&mut self, ids: &[ResourceId]) {
-        for batch in &mut self.suspects {
-            batch.retain(|id| !ids.contains(id));
+/// Batches that one host tried and of which at least one identity is bad that is not yet found out.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects(Vec<BTreeSet<ResourceId>>);
+
+impl Suspects {
+    /// Azure refused the batch, without a word on which of it. Returns the culprit when there is only one to choose from.
+    pub(crate) fn refused(&mut self, batch: &[ResourceId]) -> Option<ResourceId> {
+        self.cleared(batch);
+        if let [only] = batch {
+            return Some(only.clone());
         }
-        self.suspects.retain(|batch| !batch.is_empty());
+        let (one, other) = batch.split_at(batch.len() / 2);
+        self.0.push(other.iter().cloned().collect());
+        self.0.push(one.iter().cloned().collect());
+        None
     }
 
-    fn first_due(&self, now: Instant) -> Option<ResourceId> {
-        let (id, cell) = self.cells.iter().min_by_key(|(_, cell)| cell.due)?;
-        (cell.due <= now).then(|| id.clone())
+    /// Nothing speaks against these any more.
+    pub(crate) fn cleared(&mut self, ids: &[ResourceId]) {
+        self.keep(|id| !ids.contains(id));
+    }
+
+    /// Forgets what is not needed any more.
+    pub(crate) fn keep(&mut self, needed: impl Fn(&ResourceId) -> bool) {
+        for batch in &mut self.0 {
+            batch.retain(&needed);
+        }
+        self.0.retain(|batch| !batch.is_empty());
+    }
+
+    pub(crate) fn contains(&self, id: &ResourceId) -> bool {
+        self.0.iter().any(|batch| batch.contains(id))
+    }
+
+    /// The batch to try next.
+    pub(crate) fn next(&self) -> Option<&BTreeSet<ResourceId>> {
+        self.0.last()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{id, ids};
+    use crate::testing::{host, id};
 
     const UNIT: Duration = Duration::from_secs(1);
 
-    /// Tries until nothing is due, with a host that refuses every batch with one of `bad`; returns the number of refusals.
-    fn try_all(q: &mut Quarantine, want: &[ResourceId], bad: &[ResourceId], named: bool) -> usize {
-        let (now, mut refusals, mut left) = (Instant::now(), 0, want.to_vec());
-        loop {
-            let batch = q.choose(&left, now).ids;
-            if batch.is_empty() {
-                return refusals;
-            }
-            let blamed: Vec<_> = batch
-                .iter()
-                .filter(|id| bad.contains(id))
-                .cloned()
-                .collect();
-            if blamed.is_empty() {
-                q.passed(&batch);
-                left.retain(|id| !batch.contains(id));
-            } else {
-                refusals += 1;
-                q.refused(
-                    &batch,
-                    if named { &blamed } else { &[] },
-                    "no such identity",
-                    now,
-                    UNIT,
-                );
-            }
-            assert!(refusals < 100, "no progress");
-        }
+    fn refuse(quarantine: &mut Quarantine, n: usize, now: Instant) {
+        let why = (Fault::IdentityNotFound, "no such identity");
+        quarantine.refuse(&id(1), &Arc::new(host(n)), why, now, UNIT);
     }
 
     #[test]
-    fn one_that_azure_names_is_apart_at_once() {
-        let mut q = Quarantine::default();
-        assert_eq!(try_all(&mut q, &ids(0..20), &[id(7)], true), 1);
-        assert_eq!(q.len(), 1);
-        assert_eq!(q.reason(&id(7)), Some("no such identity"));
+    fn a_refused_one_is_tried_by_one_host_at_a_time() {
+        let mut quarantine = Quarantine::default();
+        let (now, all) = (Instant::now(), [id(1), id(2)]);
+        let hosts = [1, 2].map(|n| Arc::new(host(n)));
+        refuse(&mut quarantine, 1, now);
+        assert!(quarantine.holds(&id(1)) && !quarantine.holds(&id(2)));
+        let due = quarantine.due(all.iter()).unwrap();
+        assert_eq!(due, now + UNIT * FIRST);
+        assert_eq!(quarantine.turn(&hosts[1], all.iter(), now), None);
+        assert_eq!(quarantine.turn(&hosts[1], all.iter(), due), Some(id(1)));
+        assert_eq!(quarantine.turn(&hosts[1], all.iter(), due), Some(id(1)));
+        assert_eq!(quarantine.turn(&hosts[0], all.iter(), due), None);
+        let after = due + TURN;
+        assert_eq!(quarantine.turn(&hosts[0], all.iter(), after), Some(id(1)));
+        assert!(quarantine.passed(&id(1), &hosts[0]));
+        assert_eq!(quarantine.len(), 0);
+    }
+
+    #[test]
+    fn what_is_on_a_host_that_was_never_refused_tells_nothing() {
+        let mut quarantine = Quarantine::default();
+        refuse(&mut quarantine, 1, Instant::now());
+        assert!(!quarantine.passed(&id(1), &host(2)));
+        assert!(quarantine.passed(&id(1), &host(1)));
+    }
+
+    #[test]
+    fn a_bad_one_costs_six_attempts_in_an_hour() {
+        let mut quarantine = Quarantine::default();
+        let (start, me) = (Instant::now(), Arc::new(host(1)));
+        let (mut now, mut attempts) = (start, 0);
+        while now < start + Duration::from_secs(3600) {
+            refuse(&mut quarantine, 1, now);
+            attempts += 1;
+            now = quarantine.due([id(1)].iter()).unwrap();
+            assert!(quarantine.turn(&me, [id(1)].iter(), now).is_some());
+        }
+        assert_eq!(attempts, 6);
+        assert!(quarantine.pardon(&id(1), start));
+        assert_eq!(quarantine.due([id(1)].iter()), Some(start));
+    }
+
+    /// Tries until all good ones are through; returns how often Azure refused.
+    fn sift(all: usize, bad: &[usize]) -> usize {
+        let mut suspects = Suspects::default();
+        let mut left: Vec<_> = (0..all).map(id).collect();
+        let (mut found, mut refusals) = (BTreeSet::new(), 0);
+        loop {
+            let clean = |i: &&ResourceId| !suspects.contains(i) && !found.contains(*i);
+            let mut batch: Vec<_> = left.iter().filter(clean).cloned().collect();
+            if batch.is_empty() {
+                match suspects.next() {
+                    Some(next) => batch = next.iter().cloned().collect(),
+                    None => break,
+                }
+            }
+            if bad.iter().any(|n| batch.contains(&id(*n))) {
+                refusals += 1;
+                found.extend(suspects.refused(&batch));
+            } else {
+                suspects.cleared(&batch);
+                left.retain(|i| !batch.contains(i));
+            }
+            assert!(refusals < 100, "no progress");
+        }
+        assert_eq!(found, bad.iter().map(|n| id(*n)).collect());
+        refusals
     }
 
     #[test]
     fn one_that_azure_does_not_name_is_found_by_halves() {
-        let mut q = Quarantine::default();
-        let refusals = try_all(&mut q, &ids(0..20), &[id(7)], false);
-        assert!(refusals <= 6, "{refusals}");
-        assert!(q.reason(&id(7)).is_some());
-        assert_eq!(q.len(), 1);
-    }
-
-    #[test]
-    fn several_bad_ones_are_all_found() {
-        let mut q = Quarantine::default();
-        try_all(&mut q, &ids(0..20), &[id(0), id(7), id(19)], false);
-        assert_eq!(q.len(), 3);
-    }
-
-    #[test]
-    fn a_refused_one_comes_back_alone_later_and_later() {
-        let mut q = Quarantine::default();
-        let now = Instant::now();
-        q.refused(&[id(1)], &[], "no", now, UNIT);
-        let all = ids(0..3);
-        let batch = q.choose(&all, now + UNIT * 1000);
-        assert_eq!((batch.ids, batch.clean), (vec![id(0), id(2)], true));
-        assert!(q.choose(&[id(1)], now + UNIT * 14).ids.is_empty());
-        let alone = q.choose(&[id(1)], now + UNIT * 15);
-        assert_eq!((alone.ids, alone.clean), (vec![id(1)], false));
-        for _ in 0..40 {
-            q.refused(&[id(1)], &[], "no", now, UNIT);
-        }
-        assert_eq!(q.due(), Some(now + UNIT * LONGEST));
-        assert!(q.pardon(&id(1), now));
-        assert_eq!(q.choose(&[id(1)], now).ids, [id(1)]);
-        q.choose(&[], now);
-        assert_eq!(q.len(), 0);
+        assert!(sift(20, &[7]) <= 6);
+        assert!(sift(20, &[0, 7, 19]) <= 15);
     }
 }

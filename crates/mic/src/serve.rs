@@ -35,6 +35,7 @@ pub(crate) fn metrics(context: Arc<Context>, healths: Healths) -> Router {
 }
 
 fn gauges(context: &Context, healths: &Healths) -> Gauges {
+    let now = tokio::time::Instant::now();
     let state = context.state.lock();
     let of = |(kind, health): &(
         _,
@@ -49,7 +50,14 @@ fn gauges(context: &Context, healths: &Healths) -> Gauges {
         leading: context.is_ready(),
         hosts: state.hosts.len(),
         assignments: state.desired.assignments().count(),
-        quarantined: state.hosts.values().map(|h| h.quarantine.len()).sum(),
+        quarantined: state.quarantine.len(),
+        troubled: state.hosts.values().filter(|h| h.trouble.is_some()).count(),
+        lag: state
+            .hosts
+            .values()
+            .filter_map(|h| h.lag(now))
+            .max()
+            .unwrap_or_default(),
         interrupted: healths.iter().map(|h| (h.0, h.1)).collect(),
         malformed: healths.iter().map(|h| (h.0, h.2)).collect(),
     }

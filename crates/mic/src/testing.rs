@@ -6,10 +6,6 @@ pub(crate) fn id(n: usize) -> ResourceId {
     ResourceId::parse(&format!("/subscriptions/s/resourceGroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/id{n}")).unwrap()
 }
 
-pub(crate) fn ids(of: std::ops::Range<usize>) -> Vec<ResourceId> {
-    of.map(id).collect()
-}
-
 pub(crate) fn host(n: usize) -> HostKey {
     HostKey::from_provider_id(&provider_id(n, 0)).unwrap()
 }

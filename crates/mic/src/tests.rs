@@ -307,7 +307,8 @@ async fn objects_of_the_original_are_adopted_where_they_are() {
     }));
     let mic = world.start(config("mic-0")).await;
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(world.api.writes(), Vec::<String>::new());
+    let told = "PATCH /apis/aadpodidentity.k8s.io/v1/namespaces/ns/azureidentities/id1/status";
+    assert_eq!(world.api.writes(), [told]);
     assert_eq!((world.azure.gets(), world.azure.patches().len()), (1, 0));
     world.api.delete("pods", "ns", "web");
     world.until("gone", |w| w.objects().is_empty()).await;

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::assigned::{Object, Watched};
-use crate::conditions::ATTACHABLE;
+use crate::conditions::Condition;
 use crate::context::Context;
 use crate::controller::{Effects, Meta, State};
 use crate::notes;
@@ -199,13 +199,22 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
         Change::Applied(seen) => {
             let mut identity = AzureIdentity::new("", seen.spec);
             identity.metadata = seen.metadata;
+            let key = key(&identity);
             let meta = Meta {
-                condition: condition(&seen.status),
+                condition: Condition::read(&seen.status),
                 ..meta(&identity)
             };
             match identity.facts() {
                 Ok(facts) => context.step(|state| state.apply_identity(facts, meta)),
-                Err(error) => malformed(context, &identity, &error, State::delete_identity),
+                Err(error) => {
+                    malformed(context, &identity, &error, State::delete_identity);
+                    let entry = (meta, error.to_string());
+                    let mut state = context.state.lock();
+                    state.malformed.insert(key.clone(), entry);
+                }
+            }
+            if !context.state.lock().is_ready(&key) {
+                context.doubt_conditions(BTreeSet::from([key]));
             }
         }
         Change::Deleted(key) => context.step(|state| state.delete_identity(&key)),
@@ -216,13 +225,6 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
             }
         }
     }
-}
-
-fn condition(status: &serde_json::Value) -> Option<(bool, String)> {
-    let conditions = status.get("conditions")?.as_array()?;
-    let ours = conditions.iter().find(|c| c["type"] == ATTACHABLE)?;
-    let message = ours["message"].as_str().unwrap_or_default();
-    Some((ours["status"] == "True", message.to_owned()))
 }
 
 fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {

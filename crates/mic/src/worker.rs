@@ -2,18 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use podid_policy::desired::AssignmentKey;
-use podid_policy::ids::{HostKey, HostKind, ResourceId};
+use podid_policy::desired::{AssignmentKey, Desired};
+use podid_policy::facts::ObjectKey;
+use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::controller::State;
-use crate::host::{Host, Move, Owned};
+use crate::controller::{State, Truth};
+use crate::host::{Host, LASTING, Move, Owned};
 use crate::hosts::{Fault, HostChange, HostError, OnHost};
 use crate::notes;
 
+/// What Azure told of an identity is believed this long.
+const TRUTH: Duration = Duration::from_secs(600);
 /// At most this many pods of a refused identity are told by an Event.
 const TOLD_PODS: usize = 10;
 
@@ -58,10 +62,15 @@ pub(crate) async fn work(context: Arc<Context>, key: Arc<HostKey>, shutdown: Can
 /// The next move; `None` when the host has just been forgotten.
 fn next_move(context: &Context, key: &HostKey) -> Option<Move> {
     let mut state = context.state.lock();
-    let State { desired, hosts, .. } = &mut *state;
+    let State {
+        desired,
+        hosts,
+        quarantine,
+        ..
+    } = &mut *state;
     let host = hosts.get_mut(key)?;
-    let client_id = |who: &AssignmentKey| Some(desired.get(who)?.identity.client_id.clone());
-    let next = host.next_move(Instant::now(), &context.config, client_id);
+    let client_id = |who: &AssignmentKey| client_id(desired, who);
+    let next = host.next_move(Instant::now(), &context.config, quarantine, client_id);
     if next == Move::Retire {
         hosts.remove(key);
         return None;
@@ -69,10 +78,15 @@ fn next_move(context: &Context, key: &HostKey) -> Option<Move> {
     Some(next)
 }
 
+fn client_id(desired: &Desired, who: &AssignmentKey) -> Option<ClientId> {
+    Some(desired.get(who)?.identity.client_id.clone())
+}
+
 async fn carry_out(context: &Context, key: &HostKey, next: Move, said: &mut String) {
     match next {
         Move::Wait(_) | Move::Retire => {}
         Move::Look => look(context, key, said).await,
+        Move::Verify(id) => verify(context, key, &id).await,
         Move::Record(owned) => record(context, key, owned, said).await,
         Move::Change(seen, change) => change_host(context, key, &seen, &change, said).await,
     }
@@ -85,20 +99,68 @@ async fn look(context: &Context, key: &HostKey, said: &mut String) {
         HostKind::VirtualMachine => "vm_get",
         HostKind::ScaleSet => "vmss_get",
     };
-    let took = started.elapsed();
-    context.metrics.cloud(operation, took, shown.is_ok());
-    match shown {
-        Ok(shown) => {
-            said.clear();
-            with_host(context, key, |host| host.looked(Instant::now(), shown));
-        }
-        Err(error) => failed(context, key, &error, None, said),
+    let fault = shown.as_ref().err().map(|error| error.fault);
+    context.metrics.cloud(operation, started.elapsed(), fault);
+    let shown = match shown {
+        Ok(shown) => shown,
+        Err(error) => return failed(context, key, &error, None, said),
+    };
+    said.clear();
+    let there: Vec<ResourceId> = shown.user.keys().cloned().collect();
+    let mut drifted = Vec::new();
+    with_host(context, key, |desired, host| {
+        let of = |who: &AssignmentKey| client_id(desired, who);
+        let looked = host.looked(Instant::now(), shown, of);
+        drifted = looked.drifted;
+        looked.touched
+    });
+    passed(context, key, &there);
+    for id in &drifted {
+        tracing::warn!(host = %key, identity = %id, "somebody else has detached the identity; it is attached again");
+        context.metrics.drifted();
+        let text = format!("somebody else has detached it from {key}; it is attached again");
+        tell_users(context, key, id, "IdentityDetached", &text);
     }
+}
+
+/// Asks Azure which client id is right, unless it has told lately.
+async fn verify(context: &Context, key: &HostKey, id: &ResourceId) {
+    let lately = |state: &State| {
+        let truth = state.truths.get(id)?;
+        (truth.asked.elapsed() < TRUTH).then_some(())
+    };
+    if lately(&context.state.lock()).is_none() {
+        let started = Instant::now();
+        let told = context.azure.client_id(id).await;
+        let fault = told.as_ref().err().map(|error| error.fault);
+        context
+            .metrics
+            .cloud("identity_get", started.elapsed(), fault);
+        let asked = Instant::now();
+        let truth = Truth { asked, told };
+        context.state.lock().truths.insert(id.clone(), truth);
+    }
+    let mut state = context.state.lock();
+    let State {
+        desired,
+        hosts,
+        truths,
+        ..
+    } = &mut *state;
+    let truth = truths.get(id).and_then(|truth| truth.told.as_ref().ok());
+    let users = match hosts.get_mut(key) {
+        Some(host) => host.verified(id, truth),
+        None => return,
+    };
+    let identities = identities_of(desired, &users);
+    drop(state);
+    tracing::info!(host = %key, identity = %id, "the identity's client id on the host is not that of its AzureIdentity; see the condition of the AzureIdentity");
+    context.doubt_conditions(identities);
 }
 
 async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut String) {
     match context.records.store(key, &owned).await {
-        Ok(()) => with_host(context, key, |host| {
+        Ok(()) => with_host(context, key, |_, host| {
             host.recorded(owned);
             BTreeSet::new()
         }),
@@ -132,13 +194,15 @@ async fn change_host(
         HostKind::ScaleSet => "vmss_update",
     };
     let took = started.elapsed();
-    context.metrics.cloud(operation, took, done.is_ok());
+    let fault = done.as_ref().err().map(|error| error.fault);
+    context.metrics.cloud(operation, took, fault);
     match done {
         Ok(()) => {
             said.clear();
             context.metrics.cycle(took);
             tracing::info!(host = %key, attached = names(&change.attach), detached = names(&change.detach), "host changed");
-            with_host(context, key, |host| host.changed(change));
+            with_host(context, key, |_, host| host.changed(change));
+            passed(context, key, &change.attach);
         }
         Err(error) => failed(context, key, &error, Some(change), said),
     }
@@ -148,23 +212,34 @@ async fn change_host(
 fn with_host(
     context: &Context,
     key: &HostKey,
-    tell: impl FnOnce(&mut Host) -> BTreeSet<AssignmentKey>,
+    tell: impl FnOnce(&Desired, &mut Host) -> BTreeSet<AssignmentKey>,
 ) {
-    let (touched, doubtful) = {
-        let mut state = context.state.lock();
-        let Some(host) = state.hosts.get_mut(key) else {
-            return;
-        };
-        let touched = tell(host);
-        let doubtful = touched
-            .iter()
-            .filter_map(|who| Some(state.desired.get(who)?.identity.key.clone()))
-            .filter(|identity| state.is_refused(identity))
-            .collect();
-        (touched, doubtful)
+    let mut state = context.state.lock();
+    let State { desired, hosts, .. } = &mut *state;
+    let Some(host) = hosts.get_mut(key) else {
+        return;
     };
+    let touched = tell(desired, host);
+    let mut doubtful = identities_of(desired, &touched);
+    doubtful.retain(|identity| !state.is_ready(identity));
+    drop(state);
     context.doubt_conditions(doubtful);
     context.look_at(touched);
+}
+
+fn identities_of(desired: &Desired, users: &BTreeSet<AssignmentKey>) -> BTreeSet<ObjectKey> {
+    let assignments = users.iter().filter_map(|who| desired.get(who));
+    assignments.map(|a| a.identity.key.clone()).collect()
+}
+
+/// These are on the host: whoever waits for one that was refused there may go on.
+fn passed(context: &Context, key: &HostKey, ids: &[ResourceId]) {
+    let mut state = context.state.lock();
+    for id in ids {
+        if state.quarantine.passed(id, key) {
+            state.wake_hosts_of(id);
+        }
+    }
 }
 
 fn failed(
@@ -174,25 +249,39 @@ fn failed(
     change: Option<&HostChange>,
     said: &mut String,
 ) {
-    let mut apart = Vec::new();
-    with_host(context, key, |host| {
-        let now = Instant::now();
-        let (refused, touched) = host.failed(now, &context.config, error, change);
-        apart = refused;
-        touched
-    });
-    for id in &apart {
+    let mut state = context.state.lock();
+    let State {
+        desired,
+        hosts,
+        quarantine,
+        ..
+    } = &mut *state;
+    let Some(host) = hosts.get_mut(key) else {
+        return;
+    };
+    let failure = host.failed(Instant::now(), &context.config, error, change, quarantine);
+    let lasting = host.trouble.as_ref().is_some_and(|t| t.attempts == LASTING);
+    let doubtful = identities_of(desired, &failure.touched);
+    drop(state);
+    context.doubt_conditions(doubtful);
+    for id in &failure.apart {
         tracing::warn!(host = %key, identity = %id, reason = %error.text, "Azure refuses to attach the identity; it is tried again, alone, ever less often");
-        tell_refused(context, key, id, &error.text);
+        tell_users(context, key, id, error.fault.name(), &error.text);
     }
-    if apart.is_empty() && *said != error.text {
-        tracing::warn!(host = %key, fault = error.fault.name(), reason = %error.text, "the host's identities could not be read or changed; retried");
-        said.clone_from(&error.text);
+    if failure.apart.is_empty() {
+        if *said != error.text {
+            tracing::warn!(host = %key, fault = error.fault.name(), reason = %error.text, "the host's identities could not be read or changed; retried");
+            said.clone_from(&error.text);
+        }
+        if lasting {
+            tell_pods(context, key, error);
+        }
     }
+    context.look_at(failure.touched);
 }
 
-/// Tells people about a refused identity: Events on it and on its pods, and its condition.
-fn tell_refused(context: &Context, key: &HostKey, id: &ResourceId, text: &str) {
+/// Tells people about an identity on a host: Events on it and on its pods.
+fn tell_users(context: &Context, key: &HostKey, id: &ResourceId, reason: &'static str, text: &str) {
     let mut identities = BTreeSet::new();
     let mut told = Vec::new();
     {
@@ -201,9 +290,14 @@ fn tell_refused(context: &Context, key: &HostKey, id: &ResourceId, text: &str) {
         let users = users.into_iter().flatten();
         for assignment in users.filter_map(|who| state.desired.get(who)) {
             let identity = &assignment.identity.key;
-            let message = format!("{identity} cannot be attached to {key}: {text}");
+            let message = format!("{identity} on {key}: {text}");
             if identities.insert(identity.clone()) {
-                told.push(notes::of_identity(&state, identity, message.clone()));
+                told.push(notes::of_identity(
+                    &state,
+                    identity,
+                    reason,
+                    message.clone(),
+                ));
             }
             if told.len() < TOLD_PODS {
                 told.push(notes::of_pod(assignment, message));
@@ -214,6 +308,25 @@ fn tell_refused(context: &Context, key: &HostKey, id: &ResourceId, text: &str) {
         context.note(note);
     }
     context.doubt_conditions(identities);
+}
+
+/// Tells pods that wait for a host that it cannot be read or changed.
+fn tell_pods(context: &Context, key: &HostKey, error: &HostError) {
+    let told: Vec<_> = {
+        let state = context.state.lock();
+        let Some(host) = state.hosts.get(key) else {
+            return;
+        };
+        let missing = |(id, _): &(&ResourceId, _)| host.has(id) != Some(true);
+        let waiting = host.wanted.iter().filter(missing);
+        let users = waiting.flat_map(|(_, users)| users);
+        let assignments = users.filter_map(|who| state.desired.get(who));
+        assignments
+            .take(TOLD_PODS)
+            .map(|pod| notes::of_pod(pod, format!("{key}: {}", error.text)))
+            .collect()
+    };
+    told.into_iter().for_each(|note| context.note(note));
 }
 
 fn names(ids: &[ResourceId]) -> String {

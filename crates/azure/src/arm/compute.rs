@@ -1,9 +1,9 @@
 //! The `identity` of virtual machines and scale sets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use http::Method;
-use podid_policy::ids::{HostKey, HostKind, ResourceId};
+use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
 use reqwest::Url;
 use serde_json::{Map, Value, json};
 
@@ -24,8 +24,9 @@ const MAX_ENTRIES: usize = 150;
 pub struct HostIdentity {
     /// Whether it has a system-assigned identity.
     pub system: bool,
-    /// Its user-assigned identities, spelt as Azure spells them.
-    pub user: BTreeSet<ResourceId>,
+    /// Its user-assigned identities, spelt as Azure spells them, with their client ids where Azure tells them: not while the
+    /// host changes, and never of a flexible scale set.
+    pub user: BTreeMap<ResourceId, Option<ClientId>>,
     /// The version of the host that was read.
     pub etag: Option<String>,
 }
@@ -38,7 +39,14 @@ impl Arm {
     pub async fn identities(&self, host: &HostKey) -> Result<HostIdentity, Error> {
         let url = self.url(host);
         let answer = self
-            .call(host, Class::Read, Method::GET, url, None, None)
+            .call(
+                host.subscription(),
+                Class::Read,
+                Method::GET,
+                url,
+                None,
+                None,
+            )
             .await?;
         Ok(read(&answer.body))
     }
@@ -56,13 +64,16 @@ impl Arm {
         attach: &[ResourceId],
         detach: &[ResourceId],
     ) -> Result<(), Error> {
-        let missing = attach.iter().filter(|id| !observed.user.contains(id));
-        let present = detach.iter().filter_map(|id| observed.user.get(id));
+        let missing = attach.iter().filter(|id| !observed.user.contains_key(id));
+        let present = detach
+            .iter()
+            .filter_map(|id| observed.user.get_key_value(id))
+            .map(|(id, _)| id);
         let entries: Vec<(&ResourceId, Value)> = missing
             .map(|id| (id, json!({})))
             .chain(present.map(|id| (id, Value::Null)))
             .collect();
-        let mut left = observed.user.clone();
+        let mut left: BTreeSet<ResourceId> = observed.user.keys().cloned().collect();
         for chunk in entries.chunks(MAX_ENTRIES) {
             for (id, value) in chunk {
                 if value.is_null() {
@@ -74,7 +85,7 @@ impl Arm {
             let (body, condition) = patch(observed, &left, chunk);
             let answer = self
                 .call(
-                    host,
+                    host.subscription(),
                     Class::Write,
                     Method::PATCH,
                     self.url(host),
@@ -145,7 +156,11 @@ fn read(body: &Value) -> HostIdentity {
         .as_object()
         .into_iter()
         .flatten()
-        .filter_map(|(id, _)| ResourceId::parse(id).ok())
+        .filter_map(|(id, shown)| {
+            let client = shown["clientId"].as_str();
+            let client = client.and_then(|text| ClientId::parse(text).ok());
+            Some((ResourceId::parse(id).ok()?, client))
+        })
         .collect();
     HostIdentity {
         system: kind.to_ascii_lowercase().contains("systemassigned"),

@@ -2,6 +2,7 @@
 
 mod compute;
 mod credential;
+mod identity;
 mod poll;
 mod throttle;
 
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use podid_policy::ids::HostKey;
 use reqwest::Url;
 use serde_json::Value;
 
@@ -72,17 +72,17 @@ impl Arm {
         })))
     }
 
-    /// One request under the host's throttle, with a fresh token when the first is refused.
+    /// One request under the subscription's throttle, with a fresh token when the first is refused.
     async fn call(
         &self,
-        host: &HostKey,
+        subscription: &str,
         class: Class,
         method: Method,
         url: Url,
         extra: Option<(&'static str, String)>,
         body: Option<&Value>,
     ) -> Result<Answered, Error> {
-        self.0.throttle.admit(host.subscription(), class)?;
+        self.0.throttle.admit(subscription, class)?;
         let mut refused = false;
         loop {
             let token = self.0.token.get().await?;
@@ -110,7 +110,7 @@ impl Arm {
             }
             if !status.is_success() {
                 let error = Error::from_answer(Service::Arm, status.as_u16(), &headers, &body);
-                return Err(self.0.throttle.learn(host.subscription(), class, error));
+                return Err(self.0.throttle.learn(subscription, class, error));
             }
             let body = match body.as_slice() {
                 [] => Value::Null,

@@ -47,7 +47,15 @@ impl Arm {
                 ));
             }
             sleep(wait).await;
-            let call = self.call(host, Class::Operation, Method::GET, url.clone(), None, None);
+            let subscription = host.subscription();
+            let call = self.call(
+                subscription,
+                Class::Operation,
+                Method::GET,
+                url.clone(),
+                None,
+                None,
+            );
             asked = match call.await {
                 Ok(answer) => {
                     if ended(&answer)? {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::fake::{Answer, Fake, Seen};
 use podid_policy::ids::ResourceId;
+use podid_policy::ids::{ClientId, HostKey};
 use serde_json::json;
 
 const TOKEN: &str = r#"{"access_token":"t","expires_in":"3599"}"#;
@@ -34,7 +35,7 @@ fn sent(seen: &Seen) -> Value {
 fn observed(system: bool, names: &[&str]) -> HostIdentity {
     HostIdentity {
         system,
-        user: names.iter().map(|name| id(name)).collect(),
+        user: names.iter().map(|name| (id(name), None)).collect(),
         etag: Some("\"7\"".into()),
     }
 }

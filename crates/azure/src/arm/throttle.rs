@@ -19,6 +19,7 @@ pub(super) enum Class {
     Read,
     Write,
     Operation,
+    Identity,
 }
 
 #[derive(Default)]

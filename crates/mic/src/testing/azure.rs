@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use podid_policy::ids::{HostKey, ResourceId};
+use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use tokio::time::{Instant, sleep};
 
 use crate::hosts::{Fault, HostChange, HostError, Hosts, MAX_CHANGE, OnHost};
@@ -16,6 +16,7 @@ use crate::hosts::{Fault, HostChange, HostError, Hosts, MAX_CHANGE, OnHost};
 pub(crate) enum Call {
     Get(HostKey),
     Patch(HostKey, HostChange),
+    Identity(ResourceId),
 }
 
 #[derive(Default)]
@@ -27,6 +28,9 @@ pub(crate) struct World {
     pub(crate) names: bool,
     /// Answers to the next PATCHes, instead of carrying them out.
     pub(crate) faults: VecDeque<HostError>,
+    /// The client ids of identities, and those under which they are attached, where Azure tells.
+    pub(crate) clients: BTreeMap<ResourceId, ClientId>,
+    pub(crate) shown: BTreeMap<(HostKey, ResourceId), ClientId>,
     /// Nothing is reachable.
     pub(crate) down: bool,
     pub(crate) calls: Vec<(Instant, Call)>,
@@ -58,7 +62,7 @@ impl FakeAzure {
         let world = self.0.lock();
         let patches = world.calls.iter().filter_map(|(at, call)| match call {
             Call::Patch(host, change) => Some((*at, host.clone(), change.clone())),
-            Call::Get(_) => None,
+            _ => None,
         });
         patches.collect()
     }
@@ -77,7 +81,7 @@ impl FakeAzure {
             .cloned()
             .collect();
         (!bad.is_empty()).then(|| HostError {
-            fault: Fault::Identity,
+            fault: Fault::IdentityNotFound,
             text: "FailedIdentityOperation: an identity was not found".to_owned(),
             identities: if world.names { bad } else { Vec::new() },
             retry_after: None,
@@ -94,10 +98,13 @@ impl Hosts for FakeAzure {
             if world.down {
                 return Err(fault(Fault::Unavailable, None));
             }
-            let shown = world.attached.entry(host.clone()).or_default();
+            let there = world.attached.entry(host.clone()).or_default().clone();
             Ok(OnHost {
                 system: false,
-                user: shown.iter().map(|id| (id.clone(), None)).collect(),
+                user: there
+                    .into_iter()
+                    .map(|id| (id.clone(), world.shown.get(&(host.clone(), id)).cloned()))
+                    .collect(),
                 etag: None,
             })
         }
@@ -128,9 +135,32 @@ impl Hosts for FakeAzure {
                 let there = world.attached.entry(host.clone()).or_default();
                 there.extend(change.attach.iter().cloned());
                 there.retain(|id| !change.detach.contains(id));
+                for id in &change.detach {
+                    world.shown.remove(&(host.clone(), id.clone()));
+                }
+                for id in &change.attach {
+                    if let Some(client) = world.clients.get(id).cloned() {
+                        world.shown.insert((host.clone(), id.clone()), client);
+                    }
+                }
             }
             sleep(Duration::from_secs(5)).await;
             Ok(())
+        }
+        .boxed()
+    }
+
+    fn client_id<'a>(
+        &'a self,
+        id: &'a ResourceId,
+    ) -> BoxFuture<'a, Result<Option<ClientId>, HostError>> {
+        async move {
+            sleep(Duration::from_millis(50)).await;
+            let mut world = self.0.lock();
+            world
+                .calls
+                .push((Instant::now(), Call::Identity(id.clone())));
+            Ok(world.clients.get(id).cloned())
         }
         .boxed()
     }

@@ -57,7 +57,7 @@ async fn two_thousand_pods_cost_one_get_and_one_patch_a_host() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_rest_a_host_costs_one_get_a_reconcile() {
+async fn at_rest_a_host_is_read_ever_less_often() {
     let world = World::new();
     world.node("n1", 1, 0);
     world.bound(1);
@@ -66,8 +66,40 @@ async fn at_rest_a_host_costs_one_get_a_reconcile() {
     world.until("assigned", |w| w.assigned() == 1).await;
     let before = world.azure.gets();
     sleep(Duration::from_secs(1800)).await;
-    assert_eq!(world.azure.gets() - before, 10);
-    assert_eq!(world.azure.patches().len(), 1);
+    assert_eq!(world.azure.gets() - before, 3, "after 3, 6 and 12 minutes");
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(world.azure.gets() - before, 5, "then every half hour");
+    // Whatever happens there brings the first interval back.
+    world.bound(2);
+    world.pod("other", "n1", "s2");
+    world.until("assigned", |w| w.assigned() == 2).await;
+    let before = world.azure.gets();
+    sleep(Duration::from_secs(1000)).await;
+    assert_eq!(world.azure.gets() - before, 2);
+    assert_eq!(world.azure.patches().len(), 2);
+    mic.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_day_of_rest_with_47_identities_costs_few_calls() {
+    let world = World::new();
+    (0..47).for_each(|n| world.bound(n));
+    for set in 0..10 {
+        world.node(&format!("n{set}"), set, 0);
+    }
+    for pod in 0..150 {
+        let (node, selector) = (format!("n{}", pod % 10), format!("s{}", pod % 47));
+        world.pod(&format!("p{pod}"), &node, &selector);
+    }
+    let mic = world.start(config("mic-0")).await;
+    sleep(Duration::from_secs(24 * 3600)).await;
+    assert_eq!(world.assigned(), 150);
+    let calls = world.azure.0.lock().calls.len();
+    assert!(
+        calls < 1000,
+        "{calls} calls in a day, the first ones included"
+    );
+    assert!(calls > 400, "{calls}: the hosts are looked at");
     mic.stop().await;
 }
 

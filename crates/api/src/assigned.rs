@@ -3,6 +3,7 @@
 use kube::CustomResource;
 use kube::ResourceExt as _;
 use podid_policy::facts::ObjectKey;
+use podid_policy::ids::stable_hash;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -110,9 +111,26 @@ pub struct AssignedFacts {
     pub deleting: bool,
 }
 
-/// The object's name for a pod and an identity, as other versions compute it.
+/// The longest name of an object.
+const MAX_NAME: usize = 253;
+
+/// The object's name for a pod and an identity, as other versions compute it; where that is longer than a name may be, as
+/// [`unmistakable_name`].
 pub fn name(pod: &ObjectKey, identity: &str) -> String {
-    format!("{}-{}-{identity}", pod.name, pod.namespace)
+    let plain = format!("{}-{}-{identity}", pod.name, pod.namespace);
+    if plain.len() > MAX_NAME {
+        return unmistakable_name(pod, identity);
+    }
+    plain
+}
+
+/// A name for a pod and an identity that no other two share, as `a-b` in `c` and `a` in `b-c` share the usual one.
+pub fn unmistakable_name(pod: &ObjectKey, identity: &str) -> String {
+    let plain = format!("{}-{}-{identity}", pod.name, pod.namespace);
+    // Slashes are in none of the three.
+    let hash = stable_hash(&format!("{}/{}/{identity}", pod.namespace, pod.name));
+    let readable: String = plain.chars().take(MAX_NAME - 17).collect();
+    format!("{}-{hash:016x}", readable.trim_end_matches(['-', '.']))
 }
 
 impl AzureAssignedIdentity {
@@ -181,6 +199,21 @@ mod tests {
         assert_eq!(facts.binding, Some(ObjectKey::new("shop", "binding")));
         assert_eq!((facts.state, facts.deleting), (State::Assigned, false));
         assert_eq!(&*facts.key.name, name(&facts.pod, "reader-id"));
+    }
+
+    #[test]
+    fn names_are_valid_and_can_be_told_apart() {
+        let pods = [ObjectKey::new("c", "a-b"), ObjectKey::new("b-c", "a")];
+        assert_eq!(name(&pods[0], "id"), "a-b-c-id");
+        let [one, other] = pods.each_ref().map(|pod| unmistakable_name(pod, "id"));
+        assert!(
+            one != other && one.starts_with("a-b-c-id-"),
+            "{one} {other}"
+        );
+        let long = ObjectKey::new("ns", &"x.".repeat(126));
+        assert_eq!(name(&long, "id"), unmistakable_name(&long, "id"));
+        assert!(name(&long, "id").len() <= MAX_NAME);
+        assert!(!name(&long, "id").contains(".-"));
     }
 
     #[test]

@@ -45,6 +45,15 @@ pub struct AzureIdentityBindingSpec {
     pub service_accounts: Vec<String>,
 }
 
+impl AzureIdentityBindingSpec {
+    /// Whether a field is in the older spelling.
+    pub fn is_legacy(&self) -> bool {
+        self.legacy_azure_identity.is_some()
+            || self.legacy_selector.is_some()
+            || self.legacy_weight.is_some()
+    }
+}
+
 impl AzureIdentityBinding {
     /// The few fields that the rules need.
     ///
@@ -62,7 +71,7 @@ impl AzureIdentityBinding {
             key: ObjectKey::new(&self.namespace().unwrap_or_default(), &self.name_any()),
             identity: identity.into(),
             selector: selector.into(),
-            weight: spec.weight.or(spec.legacy_weight).unwrap_or_default(),
+            weight: spec.legacy_weight.or(spec.weight).unwrap_or_default(),
             service_accounts: spec
                 .service_accounts
                 .iter()

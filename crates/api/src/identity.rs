@@ -93,6 +93,17 @@ pub struct SecretReference {
     pub namespace: String,
 }
 
+impl AzureIdentitySpec {
+    /// Whether a field is in the older spelling.
+    pub fn is_legacy(&self) -> bool {
+        self.legacy_resource_id.is_some()
+            || self.legacy_client_id.is_some()
+            || self.legacy_client_password.is_some()
+            || self.legacy_tenant_id.is_some()
+            || self.legacy_ad_endpoint.is_some()
+    }
+}
+
 impl AzureIdentity {
     /// The few fields that the rules need.
     ///
@@ -142,9 +153,9 @@ impl AzureIdentity {
         let spec = &self.spec;
         let tenant = required("spec.tenantID", &spec.tenant_id, &spec.legacy_tenant_id)?;
         let secret = spec
-            .client_password
+            .legacy_client_password
             .as_ref()
-            .or(spec.legacy_client_password.as_ref())
+            .or(spec.client_password.as_ref())
             .filter(|secret| !secret.name.is_empty())
             .ok_or(ObjectError::Missing {
                 field: "spec.clientPassword.name",
@@ -155,9 +166,9 @@ impl AzureIdentity {
             &secret.namespace
         };
         let authority = spec
-            .ad_endpoint
+            .legacy_ad_endpoint
             .as_deref()
-            .or(spec.legacy_ad_endpoint.as_deref());
+            .or(spec.ad_endpoint.as_deref());
         let auxiliary = spec.auxiliary_tenant_ids.as_deref().unwrap_or_default();
         if auxiliary.len() > MAX_AUXILIARY_TENANTS {
             return Err(ObjectError::Unsupported {

@@ -8,6 +8,7 @@ pub mod binding;
 pub mod crds;
 pub mod exception;
 pub mod identity;
+pub mod respell;
 
 use podid_policy::ids::IdError;
 
@@ -47,13 +48,14 @@ pub enum ObjectError {
     },
 }
 
-/// The first of two spellings of a required text field that is not empty.
+/// The first of two spellings of a required text field that is not empty: the older one, which somebody has applied since the
+/// object was brought to today's (see [`respell`]).
 pub(crate) fn required<'a>(
     field: &'static str,
     today: &'a Option<String>,
     legacy: &'a Option<String>,
 ) -> Result<&'a str, ObjectError> {
-    [today, legacy]
+    [legacy, today]
         .into_iter()
         .flatten()
         .map(|text| text.trim())

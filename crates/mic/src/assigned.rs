@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 use podid_api::ObjectError;
 use podid_api::assigned::{
     AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus, FINALIZER,
-    NODE_LABEL, SHARED_NAMESPACE, State as Stage, name,
+    NODE_LABEL, SHARED_NAMESPACE, State as Stage, name, unmistakable_name,
 };
 use podid_policy::desired::{Assignment, AssignmentKey};
 use podid_policy::facts::ObjectKey;
@@ -172,7 +172,7 @@ fn keep(
     objects: &[Object],
     scope: Scope,
 ) -> (Vec<Step>, Option<News>) {
-    let home = home(assignment, scope);
+    let home = home(state, assignment, scope);
     let kept = objects
         .iter()
         .filter(|object| !object.deleting)
@@ -200,14 +200,20 @@ fn keep(
 }
 
 /// Where the object lives: beside its identity where matching is namespaced, else in one namespace for all.
-fn home(assignment: &Assignment, scope: Scope) -> ObjectKey {
+fn home(state: &State, assignment: &Assignment, scope: Scope) -> ObjectKey {
     let identity = &assignment.identity;
     let namespace = if scope == Scope::Namespaced || identity.namespaced {
         &identity.key.namespace
     } else {
         SHARED_NAMESPACE
     };
-    ObjectKey::new(namespace, &name(&assignment.pod, &identity.key.name))
+    let usual = ObjectKey::new(namespace, &name(&assignment.pod, &identity.key.name));
+    let holder = state.objects.get(&usual);
+    if holder.is_some_and(|object| object.assignment != assignment.key()) {
+        let other = unmistakable_name(&assignment.pod, &identity.key.name);
+        return ObjectKey::new(namespace, &other);
+    }
+    usual
 }
 
 /// How far the assignment is, and why not further.

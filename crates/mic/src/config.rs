@@ -34,6 +34,8 @@ pub struct Config {
     pub settle: Duration,
     /// The first wait after a failure; doubled by every further one.
     pub retry_interval: Duration,
+    /// Whether objects in the capitalised spelling of older versions are rewritten in place.
+    pub type_upgrade: bool,
     /// The most AzureAssignedIdentity writes under way at once.
     pub parallel_writes: usize,
     /// Where `/healthz` is served.
@@ -59,6 +61,7 @@ impl Config {
             linger: Duration::from_secs(30),
             settle: Duration::from_millis(250),
             retry_interval: Duration::from_secs(1),
+            type_upgrade: true,
             parallel_writes: 20,
             probe: any(8080),
             metrics: any(8888),

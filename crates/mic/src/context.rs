@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::notes::Note;
 use crate::ownership::Records;
 use crate::queue::Queue;
+use crate::respell::Respell;
 
 /// Shared by all tasks.
 pub(crate) struct Context {
@@ -29,6 +30,7 @@ pub(crate) struct Context {
     /// Whether this replica leads and knows enough to act.
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) conditions: Conditions,
+    pub(crate) respell: Respell,
     /// Why writing failed last, so that an outage is logged once and not for every object.
     pub(crate) write_trouble: Mutex<String>,
     notes: mpsc::Sender<Note>,
@@ -63,6 +65,7 @@ impl Context {
             metrics: Metrics::default(),
             ready: watch::Sender::new(false),
             conditions: Conditions::default(),
+            respell: Respell::default(),
             write_trouble: Mutex::default(),
             config,
             client,

@@ -20,6 +20,7 @@ mod notes;
 mod ownership;
 mod quarantine;
 mod queue;
+mod respell;
 mod serve;
 mod term;
 mod watches;
@@ -193,6 +194,13 @@ fn start_writing(
         keeping.await;
         "conditions"
     });
+    if context.config.type_upgrade {
+        let respelling = respell::keep(context.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            respelling.await;
+            "type upgrade"
+        });
+    }
     let events = Events::new(
         context.client.clone(),
         "podid-mic",

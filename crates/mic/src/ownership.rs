@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use parking_lot::Mutex;
-use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
+use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId, stable_hash};
 use serde_json::json;
 
 use crate::host::Owned;
@@ -161,10 +161,7 @@ fn provider_id(host: &HostKey) -> String {
 
 fn record_name(host: &HostKey) -> String {
     let id = provider_id(host).to_ascii_lowercase();
-    // FNV-1a: the name must be the same in every version.
-    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = stable_hash(&id);
     let readable: String = host
         .name()
         .to_ascii_lowercase()

@@ -67,6 +67,7 @@ async fn begin(context: &Context) {
     let all = context.state.lock().all_keys();
     tracing::info!(assignments = all.len(), "leading");
     context.look_at(all);
+    context.respell.begin();
     let doubtful = context.state.lock().not_ready();
     context.doubt_conditions(doubtful);
 }

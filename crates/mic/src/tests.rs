@@ -387,3 +387,42 @@ async fn an_edited_identity_and_a_moved_pod_are_followed() {
     );
     mic.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn pods_whose_objects_would_share_a_name_do_not_disturb_each_other() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    // Pod "a-ns-b" of "ns" with "id1", and pod "a" of "ns" with "b-ns-id1", would both be "a-ns-b-ns-id1".
+    world.bound(1);
+    world.api.put(
+        "azureidentities",
+        json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity",
+            "metadata": { "namespace": "ns", "name": "b-ns-id1", "generation": 1 },
+            "spec": { "type": 0, "resourceID": id(2).as_str(), "clientID": client_id(2) },
+        }),
+    );
+    world.api.put(
+        "azureidentitybindings",
+        json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentityBinding",
+            "metadata": { "namespace": "ns", "name": "b2" },
+            "spec": { "azureIdentity": "b-ns-id1", "selector": "s2" },
+        }),
+    );
+    let mic = world.start(config("mic-0")).await;
+    world.pod("a-ns-b", "n1", "s1");
+    world.pod("a", "n1", "s2");
+    world.until("both", |w| w.assigned() == 2).await;
+    let long = "x".repeat(253);
+    world.pod(&long, "n1", "s1");
+    world.until("the long one", |w| w.assigned() == 3).await;
+    for object in world.objects() {
+        assert!(object["metadata"]["name"].as_str().unwrap().len() <= 253);
+    }
+    for pod in ["a-ns-b", "a", &long] {
+        world.api.delete("pods", "ns", pod);
+    }
+    world.until("gone", |w| w.objects().is_empty()).await;
+    mic.stop().await;
+}

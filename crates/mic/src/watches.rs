@@ -10,6 +10,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Resource, ResourceExt as _};
 use podid_api::binding::AzureIdentityBinding;
+use podid_api::exception::AzurePodIdentityException;
 use podid_api::identity::{AzureIdentity, AzureIdentitySpec};
 use podid_cluster::watch::{Change, Health, watch};
 use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
@@ -97,6 +98,7 @@ pub(crate) fn start(
     start.watch::<WatchedNode>("Node", all(), nodes);
     start.watch::<WatchedIdentity>("AzureIdentity", all(), identities);
     start.watch::<AzureIdentityBinding>("AzureIdentityBinding", all(), bindings);
+    start.watch::<AzurePodIdentityException>("AzurePodIdentityException", all(), exceptions);
     start.watch::<Watched>("AzureAssignedIdentity", all(), objects);
     start.healths
 }
@@ -200,6 +202,10 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
             let mut identity = AzureIdentity::new("", seen.spec);
             identity.metadata = seen.metadata;
             let key = key(&identity);
+            let old = identity.spec.is_legacy();
+            context
+                .respell
+                .saw("AzureIdentity", "azureidentities", &key, old);
             let meta = Meta {
                 condition: Condition::read(&seen.status),
                 ..meta(&identity)
@@ -229,13 +235,18 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
 
 fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
     match change {
-        Change::Applied(binding) => match binding.facts() {
-            Ok(facts) => {
-                let meta = meta(&binding);
-                context.step(|state| state.apply_binding(facts, meta));
+        Change::Applied(binding) => {
+            let (kind, plural) = ("AzureIdentityBinding", "azureidentitybindings");
+            let old = binding.spec.is_legacy();
+            context.respell.saw(kind, plural, &key(&binding), old);
+            match binding.facts() {
+                Ok(facts) => {
+                    let meta = meta(&binding);
+                    context.step(|state| state.apply_binding(facts, meta));
+                }
+                Err(error) => malformed(context, &binding, &error, State::delete_binding),
             }
-            Err(error) => malformed(context, &binding, &error, State::delete_binding),
-        },
+        }
         Change::Deleted(key) => context.step(|state| state.delete_binding(&key)),
         Change::Listed(listed) => {
             let gone = context.state.lock().desired.bindings().not_in(&listed);
@@ -243,6 +254,15 @@ fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
                 context.step(|state| state.delete_binding(&key));
             }
         }
+    }
+}
+
+/// The controller needs exceptions only to bring them to today's spelling.
+fn exceptions(context: &Context, change: Change<AzurePodIdentityException>) {
+    if let Change::Applied(seen) = change {
+        let (kind, plural) = ("AzurePodIdentityException", "azurepodidentityexceptions");
+        let old = !seen.spec.legacy_pod_labels.is_empty();
+        context.respell.saw(kind, plural, &key(&seen), old);
     }
 }
 

@@ -254,6 +254,13 @@ fn arm_path(text: &str) -> Option<Vec<&str>> {
 }
 
 /// A hostile text cut to a length that an error message can carry.
+/// A hash (FNV-1a) that is the same in every version, for names that must be.
+pub fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 fn clip(text: &str) -> String {
     text.chars().take(200).collect()
 }

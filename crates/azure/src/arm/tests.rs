@@ -67,6 +67,27 @@ async fn a_host_is_read_in_one_request() {
 }
 
 #[tokio::test]
+async fn an_identity_tells_its_client_id_or_that_it_is_no_more() {
+    let client = "6f1c0000-0000-0000-0000-0000000022ab";
+    let body = json!({ "properties": { "clientId": client } });
+    let (fake, arm) = start([
+        Answer::ok(&body.to_string()),
+        Answer::status(404),
+        Answer::ok("{}"),
+    ])
+    .await;
+    let told = arm.client_id(&id("a")).await.unwrap();
+    assert_eq!(told, Some(ClientId::parse(client).unwrap()));
+    assert_eq!(arm.client_id(&id("a")).await.unwrap(), None);
+    let error = arm.client_id(&id("a")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Malformed);
+    assert_eq!(
+        fake.seen()[1].target,
+        format!("{}?api-version=2023-01-31", id("a").as_str())
+    );
+}
+
+#[tokio::test]
 async fn a_change_is_sent_as_differences_and_followed_to_its_end() {
     let (fake, arm) = start([
         Answer::ok("{}").with("azure-asyncoperation", "{base}/operations/1?s=x"),

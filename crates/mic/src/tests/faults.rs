@@ -493,3 +493,61 @@ async fn drift_and_lasting_trouble_are_events() {
         .await;
     mic.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn objects_in_the_old_spelling_are_rewritten_once_and_work_before() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    let old = |kind: &str, name: &str, spec: Value| {
+        json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind,
+            "metadata": { "namespace": "ns", "name": name, "generation": 1 }, "spec": spec,
+        })
+    };
+    let identity = json!({ "type": 0, "ResourceID": id(1).as_str(), "ClientID": client_id(1) });
+    let binding = json!({ "AzureIdentity": "id1", "Selector": "s1" });
+    let exception = json!({ "PodLabels": { "app": "mic" } });
+    world
+        .api
+        .put("azureidentities", old("AzureIdentity", "id1", identity));
+    world.api.put(
+        "azureidentitybindings",
+        old("AzureIdentityBinding", "b1", binding.clone()),
+    );
+    world.api.put(
+        "azurepodidentityexceptions",
+        old("AzurePodIdentityException", "e1", exception),
+    );
+    world.pod("web", "n1", "s1");
+    world.api.break_writes(Some("azureidentitybindings"));
+    let mic = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    let spec = |w: &World, plural: &str, name: &str| {
+        w.api.get(plural, "ns", name).unwrap()["spec"].clone()
+    };
+    let identity = json!({ "type": 0, "resourceID": id(1).as_str(), "clientID": client_id(1) });
+    world
+        .until("identity", |w| {
+            spec(w, "azureidentities", "id1") == identity
+        })
+        .await;
+    let exception = json!({ "podLabels": { "app": "mic" } });
+    world
+        .until("exception", |w| {
+            spec(w, "azurepodidentityexceptions", "e1") == exception
+        })
+        .await;
+    assert_eq!(spec(&world, "azureidentitybindings", "b1"), binding);
+    world.api.break_writes(None);
+    let binding = json!({ "azureIdentity": "id1", "selector": "s1" });
+    world
+        .until("binding", |w| {
+            spec(w, "azureidentitybindings", "b1") == binding
+        })
+        .await;
+    let writes = world.api.writes().len();
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(world.api.writes().len(), writes);
+    assert_eq!((world.assigned(), world.azure.patches().len()), (1, 1));
+    mic.stop().await;
+}

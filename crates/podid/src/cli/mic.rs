@@ -52,6 +52,10 @@ pub struct Mic {
     /// The first wait after a failed change in Azure; doubled by every further one
     #[arg(long = "update-user-msi-retry-interval", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     retry_interval: Duration,
+    /// Rewrite objects in the capitalised spelling of older versions in place
+    #[arg(long = "enable-type-upgrade", value_name = "BOOL", default_value_t = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    type_upgrade: bool,
     /// The most AzureAssignedIdentities written at once
     #[arg(long = "createDeleteBatch", value_name = "COUNT", default_value_t = 20)]
     parallel_writes: usize,
@@ -127,8 +131,6 @@ struct Ignored {
     config_map: Option<String>,
     #[arg(long = "type-upgrade-status-key", hide = true)]
     upgrade_key: Option<String>,
-    #[arg(long = "enable-type-upgrade", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    upgrade: Option<String>,
     #[arg(long = "enableScaleFeatures", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     scale: Option<String>,
     #[arg(long = "enableProfile", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -202,6 +204,7 @@ impl Mic {
             sync_interval: self.sync_interval,
             linger: self.linger,
             retry_interval: self.retry_interval,
+            type_upgrade: self.type_upgrade,
             parallel_writes: self.parallel_writes,
             probe: any(self.ports.probe),
             metrics: any(self.ports.prometheus),

@@ -1,13 +1,14 @@
 //! The cloud provider's configuration: `azure.json`, or the environment variables in its place.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use podid_policy::ids::{ClientId, IdError};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
+use crate::certificate::Certificate;
 use crate::clouds::{self, CloudError};
 use crate::endpoints::Endpoints;
 
@@ -38,9 +39,17 @@ pub enum ConfigError {
     },
     /// There is no usable credential.
     #[error(
-        "no credential: set useManagedIdentityExtension (USE_MSI), or tenantId, aadClientId and aadClientSecret (TENANT_ID, CLIENT_ID, CLIENT_SECRET)"
+        "no credential: set useManagedIdentityExtension (USE_MSI), or tenantId, aadClientId and aadClientSecret (TENANT_ID, CLIENT_ID, CLIENT_SECRET), or AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE"
     )]
     NoCredential,
+    /// The certificate cannot be used.
+    #[error("aadClientCertPath {path}: {cause}")]
+    Certificate {
+        /// Its file.
+        path: String,
+        /// What is wrong with it.
+        cause: String,
+    },
 }
 
 /// Who the controller is towards Azure Resource Manager.
@@ -60,6 +69,24 @@ pub enum Credential {
         /// Its secret.
         secret: Arc<Zeroizing<String>>,
     },
+    /// A service principal with a certificate.
+    Certificate {
+        /// The tenant.
+        tenant: Arc<str>,
+        /// The application.
+        client_id: ClientId,
+        /// Its certificate and key.
+        certificate: Arc<Certificate>,
+    },
+    /// An application or managed identity that trusts the cluster's service account tokens (workload identity federation).
+    Federated {
+        /// The tenant.
+        tenant: Arc<str>,
+        /// The application or managed identity.
+        client_id: ClientId,
+        /// The file in which the kubelet keeps a valid token.
+        token_file: PathBuf,
+    },
 }
 
 impl fmt::Debug for Credential {
@@ -73,6 +100,18 @@ impl fmt::Debug for Credential {
             } => write!(f, "the user-assigned identity {}", id.redacted()),
             Self::Secret { client_id, .. } => {
                 write!(f, "the service principal {}", client_id.redacted())
+            }
+            Self::Certificate { client_id, .. } => {
+                let id = client_id.redacted();
+                write!(f, "the service principal {id} with its certificate")
+            }
+            Self::Federated {
+                client_id,
+                token_file,
+                ..
+            } => {
+                let (id, file) = (client_id.redacted(), token_file.display());
+                write!(f, "the federated identity {id} with the token in {file}")
             }
         }
     }
@@ -98,6 +137,11 @@ struct AzureJson {
     use_managed_identity_extension: bool,
     #[serde(rename = "userAssignedIdentityID")]
     user_assigned_identity_id: String,
+    aad_client_cert_path: String,
+    aad_client_cert_password: Zeroizing<String>,
+    #[serde(deserialize_with = "loose_bool")]
+    use_federated_workload_identity_extension: bool,
+    aad_federated_token_file: String,
 }
 
 /// Both `true` and `"true"` are found in the wild.
@@ -124,14 +168,7 @@ impl CloudConfig {
             path: path.display().to_string(),
             reason,
         };
-        let size = std::fs::metadata(path)
-            .map_err(|error| unreadable(error.to_string()))?
-            .len();
-        if size > MAX_FILE {
-            return Err(unreadable("larger than 1 MiB".to_owned()));
-        }
-        let text =
-            Zeroizing::new(std::fs::read(path).map_err(|error| unreadable(error.to_string()))?);
+        let text = bounded(path).map_err(unreadable)?;
         let json = serde_json::from_slice(&text).map_err(|error| {
             // serde's own text may quote a secret.
             unreadable(format!(
@@ -144,7 +181,8 @@ impl CloudConfig {
     }
 
     /// Reads the variables that stand for the file: `CLOUD`, `TENANT_ID`, `CLIENT_ID`, `CLIENT_SECRET`, `USE_MSI` and
-    /// `USER_ASSIGNED_MSI_CLIENT_ID`.
+    /// `USER_ASSIGNED_MSI_CLIENT_ID`; where these name no credential, what Azure Workload Identity's webhook puts into a pod:
+    /// `AZURE_TENANT_ID`, `AZURE_CLIENT_ID`, `AZURE_FEDERATED_TOKEN_FILE` and `AZURE_AUTHORITY_HOST`.
     ///
     /// # Errors
     /// [`ConfigError`] names what is missing or wrong.
@@ -153,49 +191,105 @@ impl CloudConfig {
         environment_file: Option<&Path>,
     ) -> Result<Self, ConfigError> {
         let text = |name: &str| variable(name).unwrap_or_default();
-        let json = AzureJson {
+        let mut json = AzureJson {
             cloud: text("CLOUD"),
             tenant_id: text("TENANT_ID"),
             aad_client_id: text("CLIENT_ID"),
             aad_client_secret: Zeroizing::new(text("CLIENT_SECRET")),
             use_managed_identity_extension: text("USE_MSI").eq_ignore_ascii_case("true"),
             user_assigned_identity_id: text("USER_ASSIGNED_MSI_CLIENT_ID"),
+            ..AzureJson::default()
         };
-        Self::from_json(json, environment_file)
+        let token_file = text("AZURE_FEDERATED_TOKEN_FILE");
+        let federated = !json.use_managed_identity_extension
+            && json.aad_client_secret.is_empty()
+            && !token_file.is_empty();
+        if !federated {
+            return Self::from_json(json, environment_file);
+        }
+        json.tenant_id = text("AZURE_TENANT_ID");
+        json.aad_client_id = text("AZURE_CLIENT_ID");
+        json.use_federated_workload_identity_extension = true;
+        json.aad_federated_token_file = token_file;
+        let mut config = Self::from_json(json, environment_file)?;
+        let authority = text("AZURE_AUTHORITY_HOST");
+        if !authority.is_empty() {
+            config.endpoints.authority = clouds::url("AZURE_AUTHORITY_HOST", &authority)?;
+        }
+        Ok(config)
     }
 
     fn from_json(json: AzureJson, environment_file: Option<&Path>) -> Result<Self, ConfigError> {
-        let client_id = |field: &'static str, text: &str| {
-            ClientId::parse(text.trim()).map_err(|cause| ConfigError::Malformed { field, cause })
-        };
-        let credential = if json.use_managed_identity_extension {
-            let id = json.user_assigned_identity_id.trim();
-            let client_id = match id {
-                "" => None,
-                id => Some(client_id("userAssignedIdentityID", id)?),
-            };
-            Credential::ManagedIdentity { client_id }
-        } else if [
-            &json.tenant_id,
-            &json.aad_client_id,
-            &*json.aad_client_secret,
-        ]
-        .iter()
-        .any(|text| text.trim().is_empty())
-        {
-            return Err(ConfigError::NoCredential);
-        } else {
-            Credential::Secret {
-                tenant: json.tenant_id.trim().into(),
-                client_id: client_id("aadClientId", &json.aad_client_id)?,
-                secret: Arc::new(json.aad_client_secret),
-            }
-        };
         Ok(Self {
             endpoints: clouds::endpoints(json.cloud.trim(), environment_file)?,
-            credential,
+            credential: json.credential()?,
         })
     }
+}
+
+impl AzureJson {
+    /// Managed identity comes before federation, that before a secret, and that before a certificate.
+    fn credential(self) -> Result<Credential, ConfigError> {
+        let own = self.user_assigned_identity_id.trim();
+        if self.use_managed_identity_extension {
+            let client_id = (!own.is_empty()).then(|| client_id("userAssignedIdentityID", own));
+            let client_id = client_id.transpose()?;
+            return Ok(Credential::ManagedIdentity { client_id });
+        }
+        let tenant: Arc<str> = self.tenant_id.trim().into();
+        let application = self.aad_client_id.trim();
+        if tenant.is_empty() || application.is_empty() {
+            return Err(ConfigError::NoCredential);
+        }
+        let client_id = client_id("aadClientId", application)?;
+        let (token, certificate) = (&self.aad_federated_token_file, &self.aad_client_cert_path);
+        if self.use_federated_workload_identity_extension && !token.is_empty() {
+            let token_file = PathBuf::from(token);
+            return Ok(Credential::Federated {
+                tenant,
+                client_id,
+                token_file,
+            });
+        }
+        if !self.aad_client_secret.trim().is_empty() {
+            let secret = Arc::new(self.aad_client_secret);
+            return Ok(Credential::Secret {
+                tenant,
+                client_id,
+                secret,
+            });
+        }
+        if certificate.is_empty() {
+            return Err(ConfigError::NoCredential);
+        }
+        let unusable = |cause: String| ConfigError::Certificate {
+            path: certificate.clone(),
+            cause,
+        };
+        let file = bounded(Path::new(certificate)).map_err(unusable)?;
+        let certificate = Certificate::read(&file, &self.aad_client_cert_password)
+            .map_err(|error| unusable(error.to_string()))?;
+        Ok(Credential::Certificate {
+            tenant,
+            client_id,
+            certificate: Arc::new(certificate),
+        })
+    }
+}
+
+fn client_id(field: &'static str, text: &str) -> Result<ClientId, ConfigError> {
+    ClientId::parse(text.trim()).map_err(|cause| ConfigError::Malformed { field, cause })
+}
+
+/// A file's content, wiped when dropped.
+pub(crate) fn bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let size = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if size.len() > MAX_FILE {
+        return Err("larger than 1 MiB".to_owned());
+    }
+    std::fs::read(path)
+        .map(Zeroizing::new)
+        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -244,6 +338,43 @@ mod tests {
         ));
         let nothing = CloudConfig::from_variables(|_| None, None);
         assert!(matches!(nothing, Err(ConfigError::NoCredential)));
+    }
+
+    #[test]
+    fn federation_is_what_the_webhook_says_where_nothing_else_is_said() {
+        let webhook = |name: &str| match name {
+            "AZURE_CLIENT_ID" => Some(ID.to_owned()),
+            "AZURE_TENANT_ID" => Some("t".to_owned()),
+            "AZURE_FEDERATED_TOKEN_FILE" => Some("/token".to_owned()),
+            "AZURE_AUTHORITY_HOST" => Some("https://login.microsoftonline.us/".to_owned()),
+            _ => None,
+        };
+        let config = CloudConfig::from_variables(webhook, None).unwrap();
+        assert!(
+            matches!(&config.credential, Credential::Federated { token_file, .. } if token_file == Path::new("/token"))
+        );
+        assert_eq!(
+            config.endpoints.authority.host_str(),
+            Some("login.microsoftonline.us")
+        );
+        let dedicated = |name: &str| match name {
+            "CLIENT_ID" => Some(ID.to_owned()),
+            "TENANT_ID" | "CLIENT_SECRET" => Some("x".to_owned()),
+            other => webhook(other),
+        };
+        let config = CloudConfig::from_variables(dedicated, None).unwrap();
+        assert!(matches!(config.credential, Credential::Secret { .. }));
+        let file = read(&format!(r#"{{"tenantId":"t","aadClientId":"{ID}","useFederatedWorkloadIdentityExtension":true,"aadFederatedTokenFile":"/t"}}"#)).unwrap();
+        assert!(matches!(file.credential, Credential::Federated { .. }));
+        let missing = read(&format!(
+            r#"{{"tenantId":"t","aadClientId":"{ID}","aadClientCertPath":"/nowhere.pfx"}}"#
+        ));
+        assert!(
+            missing
+                .unwrap_err()
+                .to_string()
+                .starts_with("aadClientCertPath /nowhere.pfx: ")
+        );
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Credential<'a> {
     Secret(&'a str),
     /// A certificate, by an assertion that its key signs.
     Certificate(&'a Certificate),
+    /// A token of an issuer that Entra is told to trust for the client.
+    Federated(&'a str),
 }
 
 /// A token endpoint.
@@ -75,13 +77,23 @@ impl Entra {
         authority: Option<&Url>,
     ) -> Result<Token, Error> {
         let authority = authority.unwrap_or(&self.authority);
-        // The v1 endpoint takes a resource as it is; v2 would need it turned into a scope.
-        let url = join(authority, &[tenant, "oauth2", "token"]);
+        // The v1 endpoint takes a resource as it is; v2, which federation needs, wants it turned into a scope.
+        let federated = matches!(credential, Credential::Federated(_));
+        let path: &[&str] = match federated {
+            true => &[tenant, "oauth2", "v2.0", "token"],
+            false => &[tenant, "oauth2", "token"],
+        };
+        let url = join(authority, path);
+        let scope = format!("{resource}/.default");
         let mut form = vec![
             ("grant_type", "client_credentials"),
             ("client_id", client_id.as_str()),
-            ("resource", resource),
         ];
+        form.push(if federated {
+            ("scope", &scope)
+        } else {
+            ("resource", resource)
+        });
         let assertion;
         match credential {
             Credential::Secret(secret) => form.push(("client_secret", secret)),
@@ -94,6 +106,10 @@ impl Entra {
                     })?;
                 form.push(("client_assertion_type", ASSERTION));
                 form.push(("client_assertion", &assertion));
+            }
+            Credential::Federated(token) => {
+                form.push(("client_assertion_type", ASSERTION));
+                form.push(("client_assertion", token));
             }
         }
         let request = self.client.post(url).form(&form);

@@ -1,14 +1,16 @@
 //! The controller's own token, kept until shortly before it expires.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
-use crate::config::Credential;
+use crate::config::{Credential, bounded};
 use crate::entra::{self, Entra};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind, Service};
 use crate::imds::{Identity, Imds};
 use crate::token::Token;
 
@@ -88,6 +90,41 @@ impl TokenHolder {
                     )
                     .await
             }
+            Credential::Certificate {
+                tenant,
+                client_id,
+                certificate,
+            } => {
+                let proof = entra::Credential::Certificate(certificate);
+                let entra = &self.entra;
+                entra
+                    .client_credentials(tenant, client_id, proof, &self.audience, None)
+                    .await
+            }
+            Credential::Federated {
+                tenant,
+                client_id,
+                token_file,
+            } => {
+                let token = federated(token_file)?;
+                let proof = entra::Credential::Federated(&token);
+                let entra = &self.entra;
+                entra
+                    .client_credentials(tenant, client_id, proof, &self.audience, None)
+                    .await
+            }
         }
     }
+}
+
+/// The token that the kubelet keeps in a file and renews there.
+fn federated(path: &Path) -> Result<Zeroizing<String>, Error> {
+    let text = bounded(path).and_then(|bytes| {
+        let text = std::str::from_utf8(&bytes).map_err(|_| "not a token".to_owned())?;
+        Ok(Zeroizing::new(text.trim().to_owned()))
+    });
+    text.map_err(|cause| {
+        let text = format!("AZURE_FEDERATED_TOKEN_FILE {}: {cause}", path.display());
+        Error::new(Service::Entra, ErrorKind::InvalidCredential, text)
+    })
 }

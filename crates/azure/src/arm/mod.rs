@@ -38,7 +38,7 @@ struct Inner {
     client: reqwest::Client,
     base: Url,
     token: TokenHolder,
-    throttle: Throttle,
+    throttle: Arc<Throttle>,
 }
 
 /// An answer that is not an error.
@@ -58,6 +58,28 @@ impl Arm {
         credential: Credential,
         mark: Option<u32>,
     ) -> Result<Self, Error> {
+        Self::sharing(Arc::default(), endpoints, credential, mark)
+    }
+
+    /// A client with another configuration, which still knows what Azure asked to be spared.
+    ///
+    /// # Errors
+    /// The system's TLS cannot be set up.
+    pub fn renewed(
+        &self,
+        endpoints: &Endpoints,
+        credential: Credential,
+        mark: Option<u32>,
+    ) -> Result<Self, Error> {
+        Self::sharing(self.0.throttle.clone(), endpoints, credential, mark)
+    }
+
+    fn sharing(
+        throttle: Arc<Throttle>,
+        endpoints: &Endpoints,
+        credential: Credential,
+        mark: Option<u32>,
+    ) -> Result<Self, Error> {
         let token = TokenHolder::new(
             credential,
             Imds::new(&endpoints.imds, mark, TOKEN),
@@ -68,7 +90,7 @@ impl Arm {
             client: client(Service::Arm, REQUEST, None)?,
             base: endpoints.arm.clone(),
             token,
-            throttle: Throttle::default(),
+            throttle,
         })))
     }
 

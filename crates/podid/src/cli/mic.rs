@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args};
-use podid_azure::arm::Arm;
-use podid_azure::clouds::ENVIRONMENT_FILE;
-use podid_azure::config::{CloudConfig, Credential};
+use podid_azure::config::Credential;
 use podid_mic::Config;
 use podid_policy::ids::ClientId;
 use podid_policy::matching::Scope;
 
+use super::cloud::{Cloud, Source};
 use super::compat::{Logging, duration};
 use super::run;
 
@@ -23,7 +22,7 @@ use super::run;
 /// Flags keep the names of AAD Pod Identity's mic; one dash works as well as two.
 #[derive(Args)]
 pub struct Mic {
-    /// The cloud provider's configuration file; without it the credential comes from CLOUD, TENANT_ID, CLIENT_ID, CLIENT_SECRET, SUBSCRIPTION_ID, USE_MSI and USER_ASSIGNED_MSI_CLIENT_ID
+    /// The cloud provider's configuration file; changes take effect within seconds. Without it the credential comes from CLOUD, TENANT_ID, CLIENT_ID, CLIENT_SECRET, USE_MSI and USER_ASSIGNED_MSI_CLIENT_ID, or, where these name none, from AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE
     #[arg(long, value_name = "FILE")]
     cloudconfig: Option<PathBuf>,
     /// A kubeconfig file; without it KUBECONFIG, else the pod's own service account
@@ -148,27 +147,21 @@ impl Mic {
 
     async fn control(self) -> anyhow::Result<()> {
         let shutdown = run::shutdown()?;
-        let cloud = self.cloud()?;
+        let source = Source::new(self.cloudconfig.as_deref());
+        let cloud = source.read()?;
         let client = run::client(self.kubeconfig.as_deref()).await?;
         tracing::info!(credential = ?cloud.credential, arm = %cloud.endpoints.arm, "podid mic starts");
         let config = self.config(&cloud.credential)?;
-        let arm = Arm::new(&cloud.endpoints, cloud.credential, None)?;
-        let mic = podid_mic::Mic::new(config, client, Arc::new(arm));
+        let azure = Arc::new(Cloud::new(source, cloud)?);
+        let mic = podid_mic::Mic::new(config, client, azure.clone());
         let listeners = mic
             .bind()
             .await
             .context("--http-probe-port and --prometheus-port")?;
-        Ok(mic.run(listeners, shutdown).await?)
-    }
-
-    fn cloud(&self) -> anyhow::Result<CloudConfig> {
-        let environment = std::env::var_os(ENVIRONMENT_FILE).map(PathBuf::from);
-        let environment = environment.as_deref();
-        Ok(match &self.cloudconfig {
-            Some(path) if !path.as_os_str().is_empty() => {
-                CloudConfig::from_file(path, environment)?
-            }
-            _ => CloudConfig::from_variables(|name| std::env::var(name).ok(), environment)?,
+        let mut running = std::pin::pin!(mic.run(listeners, shutdown.clone()));
+        Ok(tokio::select! {
+            ran = &mut running => ran?,
+            () = azure.follow(&shutdown) => running.await?,
         })
     }
 

@@ -1,5 +1,6 @@
 //! The command line: a file a command.
 
+mod cloud;
 pub mod compat;
 mod crds;
 #[cfg(feature = "simulators")]

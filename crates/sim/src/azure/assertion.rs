@@ -13,6 +13,8 @@ use super::directory::Application;
 
 /// `client_assertion_type` of a JWT (RFC 7523).
 pub(super) const TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+/// The audience of other issuers' tokens.
+const EXCHANGE: &str = "api://AzureADTokenExchange";
 /// Clocks may differ by this, in seconds.
 const SKEW: i64 = 300;
 
@@ -64,6 +66,47 @@ pub(super) fn verify(
         .as_str()
         .map(str::to_owned)
         .ok_or("Client assertion has no jti.")
+}
+
+/// What Entra checks of another issuer's token that stands for the application.
+pub(super) fn verify_federated(
+    jwt: &str,
+    application: &Application,
+    now: i64,
+) -> Result<(), &'static str> {
+    let malformed = "Client assertion is not a signed JWT.";
+    let (signed, seal) = jwt.rsplit_once('.').ok_or(malformed)?;
+    let (_, claims) = signed.split_once('.').ok_or(malformed)?;
+    let claims = part(claims).ok_or(malformed)?;
+    let seal = decode(seal).ok_or(malformed)?;
+    let trusted = application
+        .federated
+        .iter()
+        .find(|f| claims["iss"] == f.issuer.as_str() && claims["sub"] == f.subject.as_str())
+        .ok_or("No matching federated identity record found for presented assertion issuer and subject.")?;
+    UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &trusted.key)
+        .verify(signed.as_bytes(), &seal)
+        .map_err(|_| "Client assertion failed signature validation.")?;
+    let audience = &claims["aud"];
+    if audience != EXCHANGE && audience[0] != EXCHANGE {
+        return Err(
+            "Client assertion audience claim does not match the federated identity record.",
+        );
+    }
+    let ends = claims["exp"].as_i64();
+    if ends.is_none_or(|until| until + SKEW < now) {
+        return Err("Client assertion is not within its valid time range.");
+    }
+    Ok(())
+}
+
+/// Whether the application itself made the assertion.
+pub(super) fn is_own(jwt: &str, client_id: &str) -> bool {
+    let claims = jwt.split('.').nth(1).and_then(part);
+    claims.is_some_and(|claims| {
+        let issuer = claims["iss"].as_str();
+        issuer.is_some_and(|id| id.eq_ignore_ascii_case(client_id))
+    })
 }
 
 /// Entra takes the padding that some clients send.

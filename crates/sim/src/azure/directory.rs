@@ -156,6 +156,15 @@ struct Grant {
     scope: String,
 }
 
+/// An issuer whose tokens for a subject stand for an application.
+#[derive(Debug, Clone)]
+pub(super) struct Federated {
+    pub(super) issuer: String,
+    pub(super) subject: String,
+    /// The issuer's RSA key, DER.
+    pub(super) key: Vec<u8>,
+}
+
 /// An application with a secret, certificates, or both.
 #[derive(Debug, Clone)]
 pub(super) struct Application {
@@ -163,6 +172,7 @@ pub(super) struct Application {
     pub(super) secret: String,
     /// Certificates, in DER.
     pub(super) certificates: Vec<Vec<u8>>,
+    pub(super) federated: Vec<Federated>,
 }
 
 /// Everything and everyone. Keys are ARM ids in lower case.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::World;
 use super::assertion;
-use super::directory::{guid, key};
+use super::directory::{Application, guid, key};
 use super::faults::layer;
 use super::imds::form;
 use super::journal::Service;
@@ -172,6 +172,11 @@ fn issue(
                 "client_assertion_type is not a JWT's",
             ));
         }
+        if !assertion::is_own(assertion, client_id) {
+            assertion::verify_federated(assertion, &application, now)
+                .map_err(|text| refuse("invalid_client", 70_021, text))?;
+            return sign(world, tenant, client_id, &application, resource, "2");
+        }
         let presented = assertion::verify(assertion, &application, client_id, &audience, now);
         let jti = presented.map_err(|text| refuse("invalid_client", 700_027, text))?;
         if !world.directory.lock().assertions.insert(jti) {
@@ -184,13 +189,26 @@ fn issue(
         );
         return Err(refuse("invalid_client", 7_000_215, text));
     }
+    let proof = if by_certificate { "2" } else { "1" };
+    sign(world, tenant, client_id, &application, resource, proof)
+}
+
+fn sign(
+    world: &World,
+    tenant: &str,
+    client_id: &str,
+    application: &Application,
+    resource: &str,
+    proof: &'static str,
+) -> Result<(String, String, i64), Refused> {
+    let now = Timestamp::now().as_second();
     let subject = Subject {
         tenant,
         client_id,
         principal_id: &application.principal_id,
         identity: None,
         host: None,
-        proof: if by_certificate { "2" } else { "1" },
+        proof,
     };
     let token = world
         .signer

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use tokio::net::TcpListener;
 
 use super::World;
-use super::directory::{Application, HostKind, Identity, Role, guid, key};
+use super::directory::{Application, Federated, HostKind, Identity, Role, guid, key};
+
 use super::faults::Fault;
 use super::imds::{self, Node};
 use super::journal::Entry;
@@ -86,6 +87,7 @@ impl Handle {
             principal_id: principal_id.clone(),
             secret: secret.to_owned(),
             certificates: Vec::new(),
+            federated: Vec::new(),
         };
         let mut directory = self.world.directory.lock();
         directory.applications.insert(key(&client_id), application);
@@ -97,6 +99,18 @@ impl Handle {
         let mut directory = self.world.directory.lock();
         if let Some(application) = directory.applications.get_mut(&key(client_id)) {
             application.certificates.push(certificate);
+        }
+    }
+
+    /// Lets tokens of `issuer` for `subject`, signed by the owner of this RSA public key (DER), stand for an application.
+    pub fn federate(&self, client_id: &str, issuer: &str, subject: &str, public: Vec<u8>) {
+        let mut directory = self.world.directory.lock();
+        if let Some(application) = directory.applications.get_mut(&key(client_id)) {
+            application.federated.push(Federated {
+                issuer: issuer.to_owned(),
+                subject: subject.to_owned(),
+                key: public,
+            });
         }
     }
 

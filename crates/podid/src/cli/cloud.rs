@@ -1,0 +1,142 @@
+//! The cloud provider's configuration of `podid mic`: where it comes from, and following its changes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use podid_azure::arm::Arm;
+use podid_azure::clouds::ENVIRONMENT_FILE;
+use podid_azure::config::{CloudConfig, ConfigError};
+use podid_azure::error::Error;
+use podid_mic::hosts::{HostChange, HostError, Hosts, OnHost};
+use podid_policy::ids::{ClientId, HostKey, ResourceId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How often the files are looked at. Reading beats notifications here: mounted Secrets are links that are swapped.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Where the configuration comes from.
+pub struct Source {
+    file: Option<PathBuf>,
+    environment: Option<PathBuf>,
+}
+
+impl Source {
+    /// `file` is `--cloudconfig`; the environment stands for it when it is missing or empty.
+    pub fn new(file: Option<&Path>) -> Self {
+        Self {
+            file: file
+                .filter(|path| !path.as_os_str().is_empty())
+                .map(Path::to_owned),
+            environment: std::env::var_os(ENVIRONMENT_FILE).map(PathBuf::from),
+        }
+    }
+
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names what is missing or wrong.
+    pub fn read(&self) -> Result<CloudConfig, ConfigError> {
+        let environment = self.environment.as_deref();
+        match &self.file {
+            Some(path) => CloudConfig::from_file(path, environment),
+            None => CloudConfig::from_variables(|name| std::env::var(name).ok(), environment),
+        }
+    }
+
+    /// When each file was changed last, and its size; a file that is missing has none.
+    fn looks(&self) -> Vec<Option<(std::time::SystemTime, u64)>> {
+        let look = |path: &PathBuf| {
+            let meta = std::fs::metadata(path).ok()?;
+            Some((meta.modified().ok()?, meta.len()))
+        };
+        [&self.file, &self.environment]
+            .into_iter()
+            .flatten()
+            .map(look)
+            .collect()
+    }
+}
+
+/// Azure Resource Manager by the configuration as it is now.
+pub struct Cloud {
+    source: Source,
+    arm: watch::Sender<Arm>,
+}
+
+impl Cloud {
+    /// Begins with what was read.
+    ///
+    /// # Errors
+    /// The system's TLS cannot be set up.
+    pub fn new(source: Source, config: CloudConfig) -> Result<Self, Error> {
+        let arm = Arm::new(&config.endpoints, config.credential, None)?;
+        Ok(Self {
+            source,
+            arm: watch::Sender::new(arm),
+        })
+    }
+
+    /// Follows the files until shutdown. What cannot be used is told, and what was read before stays in use.
+    pub async fn follow(&self, shutdown: &CancellationToken) {
+        let mut known = self.source.looks();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let looks = self.source.looks();
+            if looks == known {
+                continue;
+            }
+            known = looks;
+            match self.renew() {
+                Ok(credential) => {
+                    tracing::info!(%credential, "the cloud configuration has changed and is in use")
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        reason = format!("{error:#}"),
+                        "the cloud configuration has changed and cannot be used; the former one stays in use"
+                    );
+                }
+            }
+        }
+    }
+
+    fn renew(&self) -> anyhow::Result<String> {
+        let config = self.source.read()?;
+        let credential = format!("{:?}", config.credential);
+        let arm = self.arm();
+        let renewed = arm.renewed(&config.endpoints, config.credential, None)?;
+        self.arm.send_replace(renewed);
+        Ok(credential)
+    }
+
+    fn arm(&self) -> Arm {
+        self.arm.borrow().clone()
+    }
+}
+
+impl Hosts for Cloud {
+    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>> {
+        Box::pin(async move { Hosts::identities(&self.arm(), host).await })
+    }
+
+    fn patch<'a>(
+        &'a self,
+        host: &'a HostKey,
+        seen: &'a OnHost,
+        change: &'a HostChange,
+    ) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move { Hosts::patch(&self.arm(), host, seen, change).await })
+    }
+
+    fn client_id<'a>(
+        &'a self,
+        id: &'a ResourceId,
+    ) -> BoxFuture<'a, Result<Option<ClientId>, HostError>> {
+        Box::pin(async move { Hosts::client_id(&self.arm(), id).await })
+    }
+}

@@ -1,0 +1,297 @@
+//! `podid mic` as each principal that its configuration can name, against a simulated cluster and a simulated Azure.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use podid_sim::azure::{Azure, Handle, HostKind, Role};
+use podid_sim::cluster::{self, Cluster};
+use podid_testkit::process::Process;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+const GROUP: &str = "nodes";
+
+struct World {
+    scratch: tempfile::TempDir,
+    azure: Handle,
+    cluster: SocketAddr,
+    client: reqwest::Client,
+    set: String,
+    /// An application that may attach identities.
+    application: String,
+    stop: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    async fn build() -> Self {
+        let stop = CancellationToken::new();
+        let azure = Azure::bind(podid_sim::azure::Config {
+            patch_latency: Duration::from_millis(20),
+            ..podid_sim::azure::Config::default()
+        })
+        .await
+        .unwrap();
+        let cluster = Cluster::bind(cluster::Config::default()).await.unwrap();
+        let handle = azure.handle();
+        let set = handle.create_host(HostKind::ScaleSet, GROUP, "pool");
+        let (application, principal) = handle.create_application("first");
+        let scope = format!(
+            "/subscriptions/{}/resourceGroups/{GROUP}",
+            handle.subscription()
+        );
+        for role in [
+            Role::VirtualMachineContributor,
+            Role::ManagedIdentityOperator,
+        ] {
+            handle.assign_role(&principal, role, &scope);
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("kubeconfig"), cluster.kubeconfig()).unwrap();
+        let environment = json!({
+            "resourceManagerEndpoint": format!("http://{}/", azure.arm()),
+            "activeDirectoryEndpoint": format!("http://{}/", azure.entra()),
+            "tokenAudience": "https://management.azure.com/",
+        });
+        std::fs::write(scratch.path().join("cloud.json"), environment.to_string()).unwrap();
+        let address = cluster.addr();
+        let (a, b) = (stop.clone(), stop.clone());
+        tokio::spawn(async move { azure.run(a).await });
+        tokio::spawn(async move { cluster.run(b).await });
+        let world = Self {
+            scratch,
+            azure: handle,
+            cluster: address,
+            client: reqwest::Client::new(),
+            set,
+            application,
+            stop,
+        };
+        world.furnish().await;
+        world
+    }
+
+    async fn furnish(&self) {
+        for crd in podid_api::crds::all().unwrap() {
+            let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+            self.create(path, &serde_json::to_value(crd).unwrap()).await;
+        }
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" },
+            "spec": { "providerID": format!("azure://{}/virtualMachines/0", self.set) },
+        });
+        self.create("/api/v1/nodes", &node).await;
+    }
+
+    async fn create(&self, path: &str, object: &Value) {
+        let url = format!("http://{}{path}", self.cluster);
+        let answer = self.client.post(url).json(object).send().await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {answer:?}");
+    }
+
+    /// A pod with an identity of its own, both by this name.
+    async fn need(&self, name: &str) {
+        let identity = self.azure.create_identity(GROUP, name);
+        let custom = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
+        let meta = json!({ "name": name, "namespace": "default" });
+        self.create(
+            &format!("{custom}/azureidentities"),
+            &json!({
+                "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity", "metadata": meta,
+                "spec": { "type": 0, "resourceID": identity.id, "clientID": identity.client_id },
+            }),
+        )
+        .await;
+        self.create(&format!("{custom}/azureidentitybindings"), &json!({
+            "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentityBinding", "metadata": meta,
+            "spec": { "azureIdentity": name, "selector": name },
+        }))
+        .await;
+        self.create("/api/v1/namespaces/default/pods", &json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": "default", "labels": { "aadpodidbinding": name } },
+            "spec": { "nodeName": "n1", "containers": [{ "name": "app", "image": "app" }] },
+        }))
+        .await;
+    }
+
+    fn write(&self, file: &str, content: &str) -> String {
+        let path = self.scratch.path().join(file);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    }
+
+    /// Starts `podid mic` with these variables.
+    fn start(&self, flags: &[&str], variables: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_podid"));
+        let at = |file: &str| self.scratch.path().join(file);
+        command
+            .args([
+                "mic",
+                "--http-probe-port=0",
+                "--prometheus-port=0",
+                "--namespace=default",
+            ])
+            .arg(format!("--kubeconfig={}", at("kubeconfig").display()))
+            .args(flags)
+            .env("AZURE_ENVIRONMENT_FILEPATH", at("cloud.json"))
+            .envs(variables.iter().copied());
+        Process::spawn(command, &at("mic.log")).unwrap()
+    }
+
+    async fn until_attached(&self, mic: &Process, name: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let suffix = format!("/{name}");
+        while !self
+            .azure
+            .attached(&self.set)
+            .iter()
+            .any(|id| id.ends_with(&suffix))
+        {
+            assert!(Instant::now() < deadline, "{name}: {}", mic.log());
+            assert!(!mic.has_ended(), "{}", mic.log());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn until_said(mic: &Process, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !mic.log().contains(text) {
+            assert!(Instant::now() < deadline, "{text}: {}", mic.log());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn principal(&self, secret: &str) -> String {
+        json!({
+            "cloud": "AzureStackCloud", "tenantId": self.azure.tenant(),
+            "aadClientId": self.application, "aadClientSecret": secret,
+        })
+        .to_string()
+    }
+}
+
+fn openssl(directory: &Path, line: &str) {
+    let output = Command::new("openssl")
+        .args(line.split(' '))
+        .current_dir(directory)
+        .output()
+        .expect("openssl is missing; run tools/setup");
+    assert!(output.status.success(), "openssl {line}: {output:?}");
+}
+
+#[tokio::test]
+async fn a_changed_file_takes_effect_and_a_broken_one_does_not() {
+    let world = World::build().await;
+    let file = world.write("azure.json", &world.principal("first"));
+    let mut mic = world.start(&[&format!("--cloudconfig={file}")], &[]);
+    world.need("one").await;
+    world.until_attached(&mic, "one").await;
+
+    world.write("azure.json", "{ not json");
+    World::until_said(&mic, "the former one stays in use").await;
+    world.need("two").await;
+    world.until_attached(&mic, "two").await;
+
+    world.azure.rotate_secret(&world.application, "second");
+    world.write("azure.json", &world.principal("second"));
+    World::until_said(&mic, "the cloud configuration has changed and is in use").await;
+    world.need("three").await;
+    world.until_attached(&mic, "three").await;
+    let log = mic.log();
+    assert!(!log.contains("first") && !log.contains("second"), "{log}");
+    mic.kill();
+}
+
+#[tokio::test]
+async fn variables_of_a_dedicated_principal() {
+    let world = World::build().await;
+    let mut mic = world.start(
+        &[],
+        &[
+            ("CLOUD", "AzureStackCloud"),
+            ("TENANT_ID", world.azure.tenant()),
+            ("CLIENT_ID", &world.application),
+            ("CLIENT_SECRET", "first"),
+        ],
+    );
+    world.need("one").await;
+    world.until_attached(&mic, "one").await;
+    mic.kill();
+}
+
+#[tokio::test]
+async fn a_certificate_in_a_file() {
+    let world = World::build().await;
+    let at = world.scratch.path();
+    openssl(
+        at,
+        "req -x509 -newkey rsa:2048 -noenc -keyout key.pem -out cert.pem -days 2 -subj /CN=podid",
+    );
+    openssl(at, "x509 -in cert.pem -outform DER -out cert.der");
+    openssl(
+        at,
+        "pkcs12 -export -inkey key.pem -in cert.pem -out c.pfx -passout pass:open",
+    );
+    let der = std::fs::read(at.join("cert.der")).unwrap();
+    world.azure.register_certificate(&world.application, der);
+    let file = world.write("azure.json", &json!({
+        "cloud": "AzureStackCloud", "tenantId": world.azure.tenant(), "aadClientId": world.application,
+        "aadClientCertPath": at.join("c.pfx"), "aadClientCertPassword": "open",
+    }).to_string());
+    let mut mic = world.start(&[&format!("--cloudconfig={file}")], &[]);
+    world.need("one").await;
+    world.until_attached(&mic, "one").await;
+    mic.kill();
+}
+
+#[tokio::test]
+async fn a_service_account_token_that_azure_trusts() {
+    let world = World::build().await;
+    let at = world.scratch.path();
+    let (issuer, subject) = ("https://issuer.example/", "system:serviceaccount:podid:mic");
+    openssl(at, "genrsa -out key.pem 2048");
+    openssl(
+        at,
+        "rsa -in key.pem -RSAPublicKey_out -outform DER -out public.der",
+    );
+    let public = std::fs::read(at.join("public.der")).unwrap();
+    world
+        .azure
+        .federate(&world.application, issuer, subject, public);
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let ends = jiff::Timestamp::now().as_second() + 3600;
+    let header = part(json!({ "alg": "RS256", "kid": "1" }));
+    let claims = part(json!({
+        "iss": issuer, "sub": subject, "aud": ["api://AzureADTokenExchange"], "exp": ends,
+    }));
+    world.write("signed", &format!("{header}.{claims}"));
+    openssl(at, "dgst -sha256 -sign key.pem -out seal signed");
+    let seal = URL_SAFE_NO_PAD.encode(std::fs::read(at.join("seal")).unwrap());
+    let token = world.write("token", &format!("{header}.{claims}.{seal}\n"));
+    let mut mic = world.start(
+        &[],
+        &[
+            ("CLOUD", "AzureStackCloud"),
+            ("AZURE_TENANT_ID", world.azure.tenant()),
+            ("AZURE_CLIENT_ID", &world.application),
+            ("AZURE_FEDERATED_TOKEN_FILE", &token),
+        ],
+    );
+    world.need("one").await;
+    world.until_attached(&mic, "one").await;
+    assert!(!mic.log().contains(&seal));
+    mic.kill();
+}

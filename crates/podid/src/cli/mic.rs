@@ -159,10 +159,11 @@ impl Mic {
             .await
             .context("--http-probe-port and --prometheus-port")?;
         let mut running = std::pin::pin!(mic.run(listeners, shutdown.clone()));
-        Ok(tokio::select! {
+        tokio::select! {
             ran = &mut running => ran?,
             () = azure.follow(&shutdown) => running.await?,
-        })
+        }
+        Ok(())
     }
 
     fn config(self, credential: &Credential) -> anyhow::Result<Config> {

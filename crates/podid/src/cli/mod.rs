@@ -13,6 +13,8 @@ mod reference;
 pub mod run;
 #[cfg(feature = "simulators")]
 mod sim;
+mod status;
+mod table;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -36,10 +38,12 @@ enum Command {
     #[cfg(feature = "simulators")]
     Sim(sim::Sim),
     Crds(crds::Crds),
+    Status(status::Status),
 }
 
 impl Cli {
-    /// Runs the command; failures are told on standard error with their causes and give exit code 1.
+    /// Runs the command; failures are told on standard error with their causes and give exit code 1, and what is told to be
+    /// wrong with the cluster gives 3 (2 is for flags that cannot be understood).
     pub fn run(self) -> ExitCode {
         let Self { command } = self;
         let outcome = match command {
@@ -50,6 +54,10 @@ impl Cli {
             #[cfg(feature = "simulators")]
             Command::Sim(sim) => sim.run(),
             Command::Crds(crds) => crds.run(),
+            Command::Status(status) => match status.run() {
+                Ok(false) => return ExitCode::from(3),
+                told => told.map(|_| ()),
+            },
         };
         match outcome {
             Ok(()) => ExitCode::SUCCESS,

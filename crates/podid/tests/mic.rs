@@ -1,6 +1,12 @@
-//! `podid mic` as each principal that its configuration can name, against a simulated cluster and a simulated Azure.
+//! `podid mic` as a process, as each principal that its configuration can name, and what `podid status` tells of it; against a
+//! simulated cluster and a simulated Azure.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test"
+)]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -104,13 +110,17 @@ impl World {
     /// A pod with an identity of its own, both by this name.
     async fn need(&self, name: &str) {
         let identity = self.azure.create_identity(GROUP, name);
+        self.bind(name, &identity.id, &identity.client_id).await;
+    }
+
+    async fn bind(&self, name: &str, resource: &str, client: &str) {
         let custom = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
         let meta = json!({ "name": name, "namespace": "default" });
         self.create(
             &format!("{custom}/azureidentities"),
             &json!({
                 "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity", "metadata": meta,
-                "spec": { "type": 0, "resourceID": identity.id, "clientID": identity.client_id },
+                "spec": { "type": 0, "resourceID": resource, "clientID": client },
             }),
         )
         .await;
@@ -293,5 +303,68 @@ async fn a_service_account_token_that_azure_trusts() {
     world.need("one").await;
     world.until_attached(&mic, "one").await;
     assert!(!mic.log().contains(&seal));
+    mic.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_what_is_wrong_and_its_exit_code_too() {
+    let world = World::build().await;
+    let file = world.write("azure.json", &world.principal("first"));
+    let status = |more: &[&str]| {
+        let kubeconfig = world.scratch.path().join("kubeconfig");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_podid"));
+        command.arg("status").arg("--kubeconfig").arg(kubeconfig);
+        let output = command.args(more).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let (code, text) = status(&[]);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(
+        text.contains("nobody leads: is podid mic running?"),
+        "{text}"
+    );
+
+    let instance = "--leader-election-instance=mic-0";
+    let mut mic = world.start(&[&format!("--cloudconfig={file}"), instance], &[]);
+    world.need("good").await;
+    world.until_attached(&mic, "good").await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while status(&[]).0 != Some(0) {
+        assert!(Instant::now() < deadline, "{:?} {}", status(&[]), mic.log());
+        sleep(Duration::from_millis(100)).await;
+    }
+    let (_, text) = status(&["--all"]);
+    assert!(
+        text.contains("mic-0 leads") && text.contains("1 ready"),
+        "{text}"
+    );
+    assert!(text.contains("Attached"), "{text}");
+
+    world.need("gone").await;
+    world.until_attached(&mic, "gone").await;
+    let gone = world.azure.create_identity(GROUP, "later");
+    world.azure.delete_identity(&gone.id);
+    world.bind("later", &gone.id, &gone.client_id).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !status(&[]).1.contains("IdentityNotFound") {
+        assert!(Instant::now() < deadline, "{:?} {}", status(&[]), mic.log());
+        sleep(Duration::from_millis(100)).await;
+    }
+    let (code, text) = status(&["--output=json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(code, Some(3));
+    assert_eq!(report["waiting"][0]["pod"], "later");
+    assert_eq!(report["assigned"], 2);
+    let away = Command::new(env!("CARGO_BIN_EXE_podid"))
+        .args(["status", "--kubeconfig=/nowhere"])
+        .output()
+        .unwrap();
+    assert_eq!(away.status.code(), Some(1));
+    assert!(
+        String::from_utf8(away.stderr)
+            .unwrap()
+            .contains("--kubeconfig")
+    );
     mic.kill();
 }

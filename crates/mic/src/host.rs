@@ -433,6 +433,17 @@ impl Host {
         self.recorded = owned;
     }
 
+    /// The record says something else: another leader attached that, and may have changed more.
+    pub(crate) fn learnt(&mut self, theirs: Owned) {
+        for (id, client) in &theirs {
+            self.owned
+                .entry(id.clone())
+                .or_insert_with(|| client.clone());
+        }
+        self.recorded = theirs;
+        self.looked = None;
+    }
+
     /// Azure carried the change out. Returns whose objects may have to change.
     pub(crate) fn changed(&mut self, change: &HostChange) -> BTreeSet<AssignmentKey> {
         let mut touched = BTreeSet::new();
@@ -474,7 +485,9 @@ impl Host {
         } else {
             if error.fault == Fault::NoHost {
                 self.seen = None;
-                self.owned.clear();
+                if self.wanted.is_empty() {
+                    self.owned.clear();
+                }
             } else if change.is_some() {
                 self.looked = None;
             }

@@ -43,24 +43,41 @@ impl Records {
         Ok(found.items.iter().filter_map(read).collect())
     }
 
-    /// Makes the record of a host say `owned`; an empty one is deleted. Fails when somebody else has written it since; the next
-    /// attempt overwrites that.
-    pub(crate) async fn store(&self, host: &HostKey, owned: &Owned) -> Result<(), kube::Error> {
+    /// Makes the record of a host say `owned`; an empty one is deleted. When another leader has written it since, what it says
+    /// is given instead: that is podid's as well.
+    pub(crate) async fn store(
+        &self,
+        host: &HostKey,
+        owned: &Owned,
+    ) -> Result<Option<Owned>, kube::Error> {
         let name = record_name(host);
         let version = self.versions.lock().get(&name).cloned();
         let stored = match version {
-            None if owned.is_empty() => return Ok(()),
+            None if owned.is_empty() => return Ok(None),
             None => self.create(&name, data(host, owned)).await,
             Some(version) if owned.is_empty() => self.delete(&name, version).await,
             Some(version) => self.change(&name, version, data(host, owned)).await,
         };
-        if stored.is_err() {
-            match self.api.get_opt(&name).await? {
-                Some(record) => self.seen(&record),
-                None => drop(self.versions.lock().remove(&name)),
+        let Err(error) = stored else {
+            return Ok(None);
+        };
+        let changed = matches!(&error, kube::Error::Api(s) if s.code == 409 || s.code == 404);
+        match self.api.get_opt(&name).await? {
+            Some(record) => {
+                self.seen(&record);
+                match read(&record).filter(|_| changed) {
+                    Some((_, theirs)) => Ok(Some(theirs)),
+                    None => Err(error),
+                }
+            }
+            None => {
+                self.versions.lock().remove(&name);
+                if changed {
+                    return Ok(Some(Owned::new()));
+                }
+                Err(error)
             }
         }
-        stored
     }
 
     async fn create(&self, name: &str, data: BTreeMap<String, String>) -> Result<(), kube::Error> {
@@ -204,7 +221,8 @@ mod tests {
         past.store(&host(1), &one).await.unwrap();
         assert_eq!(present.load().await.unwrap(), [(host(1), one.clone())]);
         present.store(&host(1), &two).await.unwrap();
-        assert!(past.store(&host(1), &three).await.is_err());
+        let theirs = past.store(&host(1), &three).await.unwrap();
+        assert_eq!(theirs, Some(two.clone()));
         assert_eq!(present.load().await.unwrap(), [(host(1), two)]);
         // Should it lead again after all, its next attempt counts.
         past.store(&host(1), &three).await.unwrap();

@@ -160,10 +160,17 @@ async fn verify(context: &Context, key: &HostKey, id: &ResourceId) {
 
 async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut String) {
     match context.records.store(key, &owned).await {
-        Ok(()) => with_host(context, key, |_, host| {
+        Ok(None) => with_host(context, key, |_, host| {
             host.recorded(owned);
             BTreeSet::new()
         }),
+        Ok(Some(theirs)) => {
+            tracing::info!(host = %key, "another leader has recorded what it attached; that counts too");
+            with_host(context, key, |_, host| {
+                host.learnt(theirs);
+                BTreeSet::new()
+            });
+        }
         Err(error) => {
             let text = format!(
                 "what podid attaches cannot be recorded: {error}; check that RBAC allows get, list, create, patch and delete of configmaps in namespace {}",

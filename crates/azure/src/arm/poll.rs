@@ -64,6 +64,11 @@ impl Arm {
                     retry_after(&answer.headers)
                 }
                 Err(error) if error.is_transient() => Some(error.retry_after().unwrap_or(SLOW)),
+                // Azure forgets operations; what this one did shows when the host is read again.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let text = "Azure has forgotten the operation";
+                    return Err(Error::new(Service::Arm, ErrorKind::Conflict, text));
+                }
                 Err(error) => return Err(error),
             };
         }

@@ -195,7 +195,8 @@ pub(super) fn patch(
             ));
         }
     }
-    let ends = Instant::now() + world.config.patch_latency;
+    let latency = directory.hosts.get(&key(parts.id)).and_then(|h| h.latency);
+    let ends = Instant::now() + latency.unwrap_or(world.config.patch_latency);
     let (fresh, location) = change(&mut directory, parts.id, &wish, ends);
     let url = start(world, &mut directory, &location, ends, fails);
     let Some(host) = directory.hosts.get(&key(parts.id)) else {

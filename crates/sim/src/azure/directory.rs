@@ -136,6 +136,8 @@ pub(super) struct Host {
     pub(super) etag: u64,
     /// Until when a change is under way.
     pub(super) busy: Option<Instant>,
+    /// How long a change takes; as configured when not set.
+    pub(super) latency: Option<Duration>,
     /// Writes left, and when that was counted.
     pub(super) tokens: (f64, Instant),
 }
@@ -227,6 +229,7 @@ impl Directory {
             user: BTreeMap::new(),
             etag: 1,
             busy: None,
+            latency: None,
             tokens: (12.0, Instant::now()),
         };
         self.hosts.insert(key(id), host);

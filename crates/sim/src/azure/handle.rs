@@ -150,6 +150,36 @@ impl Handle {
         }
     }
 
+    /// Detaches an identity from a host at once, behind everybody's back.
+    pub fn detach(&self, host: &str, id: &str) {
+        if let Some(host) = self.world.directory.lock().hosts.get_mut(&key(host)) {
+            host.user.remove(&key(id));
+            host.etag += 1;
+        }
+    }
+
+    /// Gives a host a system-assigned identity unless it has one, and tells its principal.
+    pub fn enable_system(&self, host: &str) -> Option<String> {
+        let mut directory = self.world.directory.lock();
+        let host = directory.hosts.get_mut(&key(host))?;
+        let (principal, _) = host.system.get_or_insert_with(|| (guid(), guid()));
+        Some(principal.clone())
+    }
+
+    /// The principal of a host's system-assigned identity, where it has one.
+    pub fn system(&self, host: &str) -> Option<String> {
+        let directory = self.world.directory.lock();
+        let (principal, _) = directory.hosts.get(&key(host))?.system.clone()?;
+        Some(principal)
+    }
+
+    /// Changes of this host take this long from now on.
+    pub fn set_patch_latency(&self, host: &str, latency: Duration) {
+        if let Some(host) = self.world.directory.lock().hosts.get_mut(&key(host)) {
+            host.latency = Some(latency);
+        }
+    }
+
     /// The ARM ids, in lower case, of the identities on a host.
     pub fn attached(&self, host: &str) -> Vec<String> {
         let directory = self.world.directory.lock();

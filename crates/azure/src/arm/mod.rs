@@ -49,16 +49,16 @@ struct Answered {
 }
 
 impl Arm {
-    /// A client. `mark` is put on the sockets to the metadata service, see [`Imds::new`].
+    /// A client. `agent` is added to the User-Agent.
     ///
     /// # Errors
-    /// The system's TLS cannot be set up.
+    /// The system's TLS cannot be set up, or `agent` is no header value.
     pub fn new(
         endpoints: &Endpoints,
         credential: Credential,
-        mark: Option<u32>,
+        agent: Option<&str>,
     ) -> Result<Self, Error> {
-        Self::sharing(Arc::default(), endpoints, credential, mark)
+        Self::sharing(Arc::default(), endpoints, credential, agent)
     }
 
     /// A client with another configuration, which still knows what Azure asked to be spared.
@@ -69,25 +69,25 @@ impl Arm {
         &self,
         endpoints: &Endpoints,
         credential: Credential,
-        mark: Option<u32>,
+        agent: Option<&str>,
     ) -> Result<Self, Error> {
-        Self::sharing(self.0.throttle.clone(), endpoints, credential, mark)
+        Self::sharing(self.0.throttle.clone(), endpoints, credential, agent)
     }
 
     fn sharing(
         throttle: Arc<Throttle>,
         endpoints: &Endpoints,
         credential: Credential,
-        mark: Option<u32>,
+        agent: Option<&str>,
     ) -> Result<Self, Error> {
         let token = TokenHolder::new(
             credential,
-            Imds::new(&endpoints.imds, mark, TOKEN),
-            Entra::new(&endpoints.authority, TOKEN)?,
+            Imds::new(&endpoints.imds, None, TOKEN),
+            Entra::announcing(&endpoints.authority, TOKEN, agent)?,
             endpoints.arm_audience.clone(),
         );
         Ok(Self(Arc::new(Inner {
-            client: client(Service::Arm, REQUEST, None)?,
+            client: client(Service::Arm, REQUEST, agent)?,
             base: endpoints.arm.clone(),
             token,
             throttle,

@@ -62,18 +62,20 @@ impl Source {
 /// Azure Resource Manager by the configuration as it is now.
 pub struct Cloud {
     source: Source,
+    agent: Option<String>,
     arm: watch::Sender<Arm>,
 }
 
 impl Cloud {
-    /// Begins with what was read.
+    /// Begins with what was read. `agent` is added to the User-Agent.
     ///
     /// # Errors
-    /// The system's TLS cannot be set up.
-    pub fn new(source: Source, config: CloudConfig) -> Result<Self, Error> {
-        let arm = Arm::new(&config.endpoints, config.credential, None)?;
+    /// The system's TLS cannot be set up, or `agent` is no header value.
+    pub fn new(source: Source, config: CloudConfig, agent: Option<String>) -> Result<Self, Error> {
+        let arm = Arm::new(&config.endpoints, config.credential, agent.as_deref())?;
         Ok(Self {
             source,
+            agent,
             arm: watch::Sender::new(arm),
         })
     }
@@ -109,7 +111,8 @@ impl Cloud {
         let config = self.source.read()?;
         let credential = format!("{:?}", config.credential);
         let arm = self.arm();
-        let renewed = arm.renewed(&config.endpoints, config.credential, None)?;
+        let agent = self.agent.as_deref();
+        let renewed = arm.renewed(&config.endpoints, config.credential, agent)?;
         self.arm.send_replace(renewed);
         Ok(credential)
     }

@@ -1,8 +1,68 @@
-//! Flags of the original's nmi that have no meaning here: taken so that old manifests start, and told so at the start.
+//! Flags of the original's mic and nmi that have no meaning here: taken so that old manifests start, and told so at the start.
 
 use clap::Args;
 
-/// What is accepted and does nothing.
+/// What mic accepts and what does nothing there.
+#[derive(Args)]
+pub struct IgnoredByMic {
+    #[arg(long = "clientQps", hide = true)]
+    qps: Option<f64>,
+    #[arg(long = "update-user-msi-max-retry", hide = true)]
+    max_retry: Option<u32>,
+    #[arg(long = "config-map-name", hide = true)]
+    config_map: Option<String>,
+    #[arg(long = "type-upgrade-status-key", hide = true)]
+    upgrade_key: Option<String>,
+    #[arg(long = "enableScaleFeatures", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    scale: Option<bool>,
+    #[arg(long = "enableProfile", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    profile: Option<bool>,
+}
+
+impl IgnoredByMic {
+    /// Says which of them were given, and what is so instead.
+    pub fn tell(&self) {
+        let upgraded = "every object that is spelt as before is rewritten, whenever it appears";
+        let all = [
+            (
+                self.qps.is_some(),
+                "--clientQps",
+                "the API server's own fairness is relied on; see --createDeleteBatch",
+            ),
+            (
+                self.max_retry.is_some(),
+                "--update-user-msi-max-retry",
+                "changes are retried until they succeed, ever less often",
+            ),
+            (self.config_map.is_some(), "--config-map-name", upgraded),
+            (
+                self.upgrade_key.is_some(),
+                "--type-upgrade-status-key",
+                upgraded,
+            ),
+            (
+                self.scale.is_some(),
+                "--enableScaleFeatures",
+                "it is always so",
+            ),
+            (
+                self.profile == Some(true),
+                "--enableProfile",
+                "there is no profiler; see /metrics",
+            ),
+        ];
+        tell(&all);
+    }
+}
+
+/// Logs those that were given.
+fn tell(all: &[(bool, &'static str, &'static str)]) {
+    for (_, flag, instead) in all.iter().filter(|(given, ..)| *given) {
+        tracing::info!(flag, instead, "a flag has no effect");
+    }
+}
+
+/// What nmi accepts and what does nothing there.
 #[derive(Args)]
 pub struct Ignored {
     #[arg(long = "MICNamespace", hide = true)]
@@ -28,12 +88,6 @@ pub struct Ignored {
 impl Ignored {
     /// Says which of them were given, and what is so instead.
     pub fn tell(&self) {
-        for (flag, instead) in self.given() {
-            tracing::info!(flag, instead, "a flag has no effect");
-        }
-    }
-
-    fn given(&self) -> Vec<(&'static str, &'static str)> {
         let held = "a request waits for --assignment-wait, then its client is told to come back";
         let all = [
             (
@@ -78,7 +132,6 @@ impl Ignored {
                 "callers are known by their own addresses",
             ),
         ];
-        let given = all.into_iter().filter(|(given, ..)| *given);
-        given.map(|(_, flag, instead)| (flag, instead)).collect()
+        tell(&all);
     }
 }

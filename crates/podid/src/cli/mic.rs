@@ -15,6 +15,7 @@ use podid_policy::matching::Scope;
 
 use super::cloud::{Cloud, Source};
 use super::compat::{Logging, duration};
+use super::ignored::IgnoredByMic;
 use super::run;
 
 /// Run the controller: attach identities to the hosts of the pods that are bound to them
@@ -72,8 +73,11 @@ pub struct Mic {
     ports: Ports,
     #[command(flatten)]
     logging: Logging,
+    /// Text to be added to the User-Agent of requests to Azure
+    #[arg(long = "custom-user-agent", value_name = "TEXT")]
+    user_agent: Option<String>,
     #[command(flatten)]
-    ignored: Ignored,
+    ignored: IgnoredByMic,
 }
 
 /// Leader election.
@@ -119,25 +123,6 @@ struct Ports {
     prometheus: u16,
 }
 
-/// Flags of the original without meaning here: taken so that old manifests start.
-#[derive(Args)]
-struct Ignored {
-    #[arg(long = "clientQps", hide = true)]
-    qps: Option<String>,
-    #[arg(long = "update-user-msi-max-retry", hide = true)]
-    max_retry: Option<String>,
-    #[arg(long = "config-map-name", hide = true)]
-    config_map: Option<String>,
-    #[arg(long = "type-upgrade-status-key", hide = true)]
-    upgrade_key: Option<String>,
-    #[arg(long = "enableScaleFeatures", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    scale: Option<String>,
-    #[arg(long = "enableProfile", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    profile: Option<String>,
-    #[arg(long = "custom-user-agent", hide = true)]
-    user_agent: Option<String>,
-}
-
 impl Mic {
     /// Runs until SIGTERM.
     pub fn run(self) -> anyhow::Result<()> {
@@ -151,8 +136,11 @@ impl Mic {
         let cloud = source.read()?;
         let client = run::client(self.kubeconfig.as_deref()).await?;
         tracing::info!(credential = ?cloud.credential, arm = %cloud.endpoints.arm, "podid mic starts");
+        self.ignored.tell();
+        let agent = self.user_agent.clone();
         let config = self.config(&cloud.credential)?;
-        let azure = Arc::new(Cloud::new(source, cloud)?);
+        let azure = Cloud::new(source, cloud, agent).context("--custom-user-agent")?;
+        let azure = Arc::new(azure);
         let mic = podid_mic::Mic::new(config, client, azure.clone());
         let listeners = mic
             .bind()

@@ -3,6 +3,7 @@
 mod cli;
 #[cfg(feature = "simulators")]
 mod demo;
+mod manifests;
 
 use std::process::ExitCode;
 

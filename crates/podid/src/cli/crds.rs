@@ -1,18 +1,82 @@
 //! `podid crds`.
 
 use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use clap::Args;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt as _};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::run;
+
+/// In whose name the definitions are written.
+const MANAGER: &str = "podid";
+/// The API server answers and serves the definitions within this time.
+const PATIENCE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Print the four CustomResourceDefinitions as YAML, for `kubectl apply -f -`
 #[derive(Args)]
-pub struct Crds {}
+pub struct Crds {
+    /// Bring those of the cluster up to date instead, whoever made them, and wait until they are served
+    #[arg(long)]
+    apply: bool,
+    /// With --apply: a kubeconfig file; without it KUBECONFIG, else the pod's own service account
+    #[arg(long, value_name = "FILE", requires = "apply")]
+    kubeconfig: Option<PathBuf>,
+}
 
 impl Crds {
-    /// Prints the definitions.
+    /// Prints or applies the definitions.
     pub fn run(self) -> anyhow::Result<()> {
-        let Self {} = self;
+        if self.apply {
+            return run::block_on(1, self.apply());
+        }
         std::io::stdout().write_all(podid_api::crds::yaml()?.as_bytes())?;
         Ok(())
     }
+
+    async fn apply(self) -> anyhow::Result<()> {
+        let client = run::client(self.kubeconfig.as_deref()).await?;
+        let api: Api<CustomResourceDefinition> = Api::all(client);
+        for crd in podid_api::crds::all()? {
+            let name = crd.name_any();
+            timeout(PATIENCE, apply(&api, &name, &crd))
+                .await
+                .with_context(|| format!("{name}: the API server does not answer"))?
+                .with_context(|| format!("{name} cannot be applied; it takes get, create and patch on customresourcedefinitions"))?;
+            writeln!(std::io::stdout(), "{name} is up to date")?;
+        }
+        Ok(())
+    }
+}
+
+async fn apply(
+    api: &Api<CustomResourceDefinition>,
+    name: &str,
+    crd: &CustomResourceDefinition,
+) -> anyhow::Result<()> {
+    let params = PatchParams::apply(MANAGER).force();
+    let mut applied = api.patch(name, &params, &Patch::Apply(crd)).await?;
+    let deadline = Instant::now() + PATIENCE;
+    while !is_established(&applied) {
+        ensure!(
+            Instant::now() < deadline,
+            "the API server does not serve it; see its conditions"
+        );
+        sleep(AGAIN).await;
+        applied = api.get(name).await?;
+    }
+    Ok(())
+}
+
+fn is_established(crd: &CustomResourceDefinition) -> bool {
+    let status = crd.status.iter();
+    status
+        .flat_map(|status| status.conditions.iter().flatten())
+        .any(|condition| condition.type_ == "Established" && condition.status == "True")
 }

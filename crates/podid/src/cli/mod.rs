@@ -6,6 +6,7 @@ mod crds;
 #[cfg(feature = "simulators")]
 mod demo;
 mod ignored;
+mod manifests;
 mod mic;
 mod nmi;
 #[cfg(test)]
@@ -38,6 +39,7 @@ enum Command {
     #[cfg(feature = "simulators")]
     Sim(sim::Sim),
     Crds(crds::Crds),
+    Manifests(manifests::Manifests),
     Status(status::Status),
 }
 
@@ -54,6 +56,7 @@ impl Cli {
             #[cfg(feature = "simulators")]
             Command::Sim(sim) => sim.run(),
             Command::Crds(crds) => crds.run(),
+            Command::Manifests(manifests) => manifests.run(),
             Command::Status(status) => match status.run() {
                 Ok(false) => return ExitCode::from(3),
                 told => told.map(|_| ()),

@@ -1,0 +1,53 @@
+//! What takes nmi's rules off every node. They outlive nmi, so that nobody gets through while it is away; who removes podid
+//! for good runs this until every node had its turn.
+
+use serde_json::{Value, json};
+
+use super::{Install, labels, nmi};
+
+const ROLE: &str = "cleanup";
+
+pub(super) fn daemon_set(install: &Install) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": install.meta(ROLE, Some(&install.namespace)),
+        "spec": {
+            "selector": { "matchLabels": labels(ROLE) },
+            "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "100%" } },
+            "template": { "metadata": { "labels": labels(ROLE) }, "spec": pod(install) },
+        },
+    })
+}
+
+fn pod(install: &Install) -> Value {
+    let image = install.image("nmi");
+    json!({
+        "automountServiceAccountToken": false,
+        "hostNetwork": true,
+        "nodeSelector": { "kubernetes.io/os": "linux" },
+        "tolerations": [{ "operator": "Exists" }],
+        "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
+        "initContainers": [{
+            "name": ROLE,
+            "image": image.clone(),
+            "imagePullPolicy": "IfNotPresent",
+            "args": ["--cleanup"],
+            "securityContext": nmi::security(),
+            "volumeMounts": [{ "name": "xtables-lock", "mountPath": "/run/xtables.lock" }],
+        }],
+        // A DaemonSet's pods stay; this one says by being ready that its node is done.
+        "containers": [{
+            "name": "done",
+            "image": image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sleep", "infinity"],
+            "securityContext": {
+                "runAsUser": 65532,
+                "runAsNonRoot": true,
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": { "drop": ["ALL"] },
+            },
+        }],
+        "volumes": [{ "name": "xtables-lock", "hostPath": { "path": "/run/xtables.lock", "type": "FileOrCreate" } }],
+    })
+}

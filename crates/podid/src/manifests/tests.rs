@@ -1,0 +1,80 @@
+//! `deploy/*.yaml` and the chart's copies, made from the same objects.
+
+use super::*;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+fn install(mode: Mode) -> Install {
+    Install {
+        mode,
+        namespace: NAME.to_owned(),
+        registry: "registry.example.com/podid".to_owned(),
+        tag: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+fn page(mode: &str, objects: &[Value]) -> String {
+    format!(
+        "# podid manifests --mode={mode} --registry=registry.example.com/podid\n{}",
+        yaml(objects).unwrap()
+    )
+}
+
+fn is_written(path: &str, wanted: &str) {
+    let path = format!("{ROOT}/{path}");
+    if std::env::var_os("PODID_UPDATE").is_some() {
+        std::fs::write(&path, wanted).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == wanted,
+        "{path} is out of date; run PODID_UPDATE=1 cargo test -p podid --bin podid manifests"
+    );
+}
+
+/// `PODID_UPDATE=1 cargo test -p podid --bin podid manifests` writes the files anew.
+#[test]
+fn the_files_are_as_the_command_prints_them() {
+    for (mode, name) in [
+        (Mode::Standard, "standard"),
+        (Mode::Managed, "managed"),
+        (Mode::Cleanup, "cleanup"),
+    ] {
+        let objects = install(mode).objects();
+        is_written(&format!("deploy/{name}.yaml"), &page(name, &objects));
+    }
+}
+
+#[test]
+fn the_definitions_are_this_builds() {
+    is_written("deploy/crds.yaml", &podid_api::crds::yaml().unwrap());
+    for crd in podid_api::crds::all().unwrap() {
+        let name = crd.spec.names.plural.clone();
+        let object = serde_json::to_value(crd).unwrap();
+        is_written(
+            &format!("charts/podid/crds/{name}.yaml"),
+            &yaml(&[object]).unwrap(),
+        );
+    }
+}
+
+#[test]
+fn a_namespace_that_every_cluster_has_is_left_as_it_is() {
+    for namespace in ["default", "kube-system"] {
+        let install = Install {
+            namespace: namespace.to_owned(),
+            ..install(Mode::Standard)
+        };
+        let objects = install.objects();
+        assert!(objects.iter().all(|object| object["kind"] != "Namespace"));
+    }
+    let objects = install(Mode::Standard).objects();
+    assert_eq!(objects[0]["metadata"]["name"], "podid");
+}
+
+#[test]
+fn managed_mode_has_nothing_of_the_controller() {
+    let text = yaml(&install(Mode::Managed).objects()).unwrap();
+    assert!(!text.contains("podid-mic") && !text.contains("Deployment"));
+    assert!(text.contains("--operation-mode=managed"));
+}

@@ -1,4 +1,4 @@
-//! One object of an API server, for tests of what reads and writes a single object.
+//! One object of an API server, for tests of what reads and writes a single object; an Endpoints object may be beside it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 #[derive(Default)]
 struct State {
     object: Option<Value>,
+    endpoints: Option<Value>,
     version: u64,
     cut: BTreeSet<String>,
     writes: usize,
@@ -36,7 +37,7 @@ impl Store {
                 let (parts, body) = request.into_parts();
                 let body = body.collect().await.unwrap().to_bytes();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
-                Ok(store.answer(&parts.method, body))
+                Ok(store.answer(&parts.method, parts.uri.path(), body))
             }
         });
         Client::new(service, "default")
@@ -58,27 +59,40 @@ impl Store {
         self.0.lock().object.clone().unwrap_or_default()
     }
 
+    pub(crate) fn put_endpoints(&self, object: Value) {
+        self.0.lock().endpoints = Some(object);
+    }
+
+    pub(crate) fn endpoints(&self) -> Option<Value> {
+        self.0.lock().endpoints.clone()
+    }
+
     pub(crate) fn writes(&self) -> usize {
         self.0.lock().writes
     }
 
-    fn answer(&self, method: &Method, body: Value) -> Response<Body> {
+    fn answer(&self, method: &Method, path: &str, body: Value) -> Response<Body> {
         let mut state = self.0.lock();
-        let version = state
-            .object
+        let state = &mut *state;
+        let is_endpoints = path.contains("/endpoints/");
+        let object = match is_endpoints {
+            true => &mut state.endpoints,
+            false => &mut state.object,
+        };
+        let version = object
             .as_ref()
             .map(|o| o["metadata"]["resourceVersion"].clone());
         let conflict = |asked: &Value| !asked.is_null() && Some(asked) != version.as_ref();
-        let new = match (method, &state.object) {
-            (&Method::GET, Some(object)) => return response(200, object.clone()),
+        let new = match (method, &*object) {
+            (&Method::GET, Some(now)) => return response(200, now.clone()),
             (&Method::POST, Some(_)) => return refusal(409, "AlreadyExists"),
             (&Method::POST, None) => body,
             (_, None) => return refusal(404, "NotFound"),
             _ if conflict(&body["metadata"]["resourceVersion"]) => {
                 return refusal(409, "Conflict");
             }
-            (&Method::PATCH, Some(object)) => {
-                let mut merged = object.clone();
+            (&Method::PATCH, Some(now)) => {
+                let mut merged = now.clone();
                 json_merge(&mut merged, &body);
                 merged
             }
@@ -88,7 +102,7 @@ impl Store {
         state.writes += 1;
         let mut new = new;
         new["metadata"]["resourceVersion"] = json!(state.version.to_string());
-        state.object = Some(new.clone());
+        *object = Some(new.clone());
         response(200, new)
     }
 }

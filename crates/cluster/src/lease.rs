@@ -13,6 +13,8 @@ use tokio::sync::watch::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::elder::Elder;
+
 /// One of the processes that may lead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -75,8 +77,9 @@ pub fn decide(lease: &LeaseSpec, me: &str, unchanged: Duration, default: Duratio
     }
 }
 
-/// Takes part until shutdown. `leading` is true only while the lease is provably this candidate's. At shutdown the lease is
-/// given back, so that the next leader need not wait.
+/// Takes part until shutdown. `leading` is true only while the lease is provably this candidate's, and the leader lock that AAD
+/// Pod Identity's own controller uses (an Endpoints object of the same name) is nobody else's. At shutdown both are given back,
+/// so that the next leader need not wait.
 pub async fn lead(
     client: Client,
     candidate: Candidate,
@@ -84,6 +87,13 @@ pub async fn lead(
     shutdown: CancellationToken,
 ) {
     let mut race = Race {
+        elder: Elder::new(
+            client.clone(),
+            &candidate.namespace,
+            &candidate.name,
+            &candidate.identity,
+            candidate.duration,
+        ),
         api: Api::namespaced(client, &candidate.namespace),
         candidate,
         seen: None,
@@ -134,6 +144,7 @@ fn tell(leading: &Sender<bool>, now: bool) {
 }
 
 struct Race {
+    elder: Elder,
     api: Api<Lease>,
     candidate: Candidate,
     /// The lease as last seen, and since when it has looked so.
@@ -145,7 +156,11 @@ struct Race {
 impl Race {
     /// One look and at most one write. `None`: nothing could be learnt.
     async fn attempt(&mut self) -> Option<bool> {
-        match self.step().await {
+        let held = match self.step().await {
+            Ok(true) => self.elder.allows().await,
+            other => other,
+        };
+        match held {
             Ok(held) => {
                 self.trouble.clear();
                 Some(held)
@@ -157,7 +172,7 @@ impl Race {
     fn troubled(&mut self, reason: &str) -> Option<bool> {
         if self.trouble != reason {
             let lease = format!("{}/{}", self.candidate.namespace, self.candidate.name);
-            tracing::warn!(%lease, %reason, "the leader lease cannot be read or written; check the API server and that RBAC allows get, create and update of leases");
+            tracing::warn!(%lease, %reason, "the leader lease cannot be read or written; check the API server and that RBAC allows get, create and update of leases, and get and patch of endpoints");
             reason.clone_into(&mut self.trouble);
         }
         None
@@ -244,6 +259,7 @@ impl Race {
                 lease_duration_seconds: Some(1),
                 ..spec
             };
+            self.elder.release().await?;
             self.write(lease, freed).await
         };
         match timeout(Duration::from_secs(2), give_back).await {

@@ -1,5 +1,6 @@
 //! Everything said to an API server: watches that feed an index, the leader Lease, Events, status writes, Secrets.
 
+mod elder;
 pub mod events;
 #[cfg(test)]
 mod fake;

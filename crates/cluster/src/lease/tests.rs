@@ -117,4 +117,71 @@ mod against_an_api_server {
         alice.leading.wait_for(|l| *l).await.unwrap();
         alice.shutdown.cancel();
     }
+
+    const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
+
+    /// As client-go writes it, at a time that makes each record another.
+    fn lock(holder: &str, second: usize) -> serde_json::Value {
+        let record = serde_json::json!({
+            "holderIdentity": holder, "leaseDurationSeconds": 15, "leaderTransitions": 3,
+            "acquireTime": "2026-01-01T00:00:00Z", "renewTime": format!("2026-01-01T00:00:{second:02}Z"),
+        });
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {
+                "name": "aad-pod-identity-mic", "namespace": "default", "resourceVersion": format!("o{second}"),
+                "annotations": { LEADER: record.to_string() },
+            },
+        })
+    }
+
+    fn record(store: &Store) -> serde_json::Value {
+        let lock = store.endpoints().unwrap();
+        let text = lock["metadata"]["annotations"][LEADER].as_str().unwrap();
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_elder_controller_is_waited_for_and_then_kept_waiting() {
+        let store = Store::default();
+        store.put_endpoints(lock("mic-7d9f", 0));
+        let mut alice = start(&store, "alice");
+        for second in 1..30 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            store.put_endpoints(lock("mic-7d9f", second));
+            assert!(!*alice.leading.borrow(), "the other one lives");
+        }
+        let gone = Instant::now();
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        let waited = gone.elapsed();
+        assert!(waited >= DEFAULT && waited < DEFAULT * 2, "{waited:?}");
+        assert_eq!(record(&store)["holderIdentity"], "podid/alice");
+        assert_eq!(record(&store)["leaderTransitions"], 4);
+        let before = store.endpoints();
+        tokio::time::sleep(DEFAULT).await;
+        assert_ne!(store.endpoints(), before, "it is renewed");
+        // A replica of podid follows by the Lease, and need not wait for this lock.
+        alice.shutdown.cancel();
+        alice.task.await.unwrap();
+        assert_eq!(record(&store)["holderIdentity"], "");
+        let mut bob = start(&store, "bob");
+        let began = Instant::now();
+        bob.leading.wait_for(|l| *l).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5));
+        // Somebody starts the other one again and takes the lock away: podid yields.
+        store.put_endpoints(lock("mic-again", 50));
+        bob.leading.wait_for(|l| !*l).await.unwrap();
+        bob.shutdown.cancel();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_the_elder_never_was_its_lock_is_not_made() {
+        let store = Store::default();
+        let mut alice = start(&store, "alice");
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        tokio::time::sleep(DEFAULT * 10).await;
+        assert_eq!(store.endpoints(), None);
+        assert!(*alice.leading.borrow());
+        alice.shutdown.cancel();
+    }
 }

@@ -1,0 +1,171 @@
+//! The leader lock of AAD Pod Identity's own controller: an annotation on an Endpoints object, as client-go's leader election
+//! wrote it before there were Leases. While that controller lives podid waits; while podid leads it holds this lock too, so that
+//! the other waits.
+//!
+//! The object is never made: a cluster without it has never had the other.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Endpoints;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::time::Instant;
+
+/// Where client-go keeps the record.
+const ANNOTATION: &str = "control-plane.alpha.kubernetes.io/leader";
+/// What the names of podid's own candidates begin with in the record; among them the Lease decides.
+const OURS: &str = "podid/";
+/// A lock that is not there is looked for again after this long.
+const ABSENT: Duration = Duration::from_secs(60);
+
+/// client-go's `LeaderElectionRecord`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Record {
+    holder_identity: String,
+    lease_duration_seconds: i64,
+    acquire_time: Option<Timestamp>,
+    renew_time: Option<Timestamp>,
+    leader_transitions: i64,
+}
+
+/// The lock, as one candidate sees it.
+pub(crate) struct Elder {
+    api: Api<Endpoints>,
+    name: String,
+    me: String,
+    duration: Duration,
+    /// The record as last seen, and since when it has looked so.
+    seen: Option<(String, Instant)>,
+    absent: Option<Instant>,
+    waits_for: String,
+}
+
+impl Elder {
+    pub(crate) fn new(
+        client: Client,
+        namespace: &str,
+        name: &str,
+        me: &str,
+        duration: Duration,
+    ) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: name.to_owned(),
+            me: format!("{OURS}{me}"),
+            duration,
+            seen: None,
+            absent: None,
+            waits_for: String::new(),
+        }
+    }
+
+    /// Whether this candidate may lead as far as the other controller is concerned; holds the lock where it is there.
+    pub(crate) async fn allows(&mut self) -> Result<bool, kube::Error> {
+        if self.absent.is_some_and(|at| at.elapsed() < ABSENT) {
+            return Ok(true);
+        }
+        let lock = self.api.get_opt(&self.name).await?;
+        let Some(lock) = lock else {
+            self.absent = Some(Instant::now());
+            return Ok(true);
+        };
+        self.absent = None;
+        let text = annotation(&lock);
+        let record: Record = serde_json::from_str(&text).unwrap_or_default();
+        if self.is_held_by_another(&text, &record) {
+            return Ok(false);
+        }
+        self.waits_for.clear();
+        let claim = self.claim(&record);
+        self.write(&lock, &claim).await
+    }
+
+    /// Gives the lock back, so that the other controller need not wait.
+    pub(crate) async fn release(&self) -> Result<(), kube::Error> {
+        let Some(lock) = self.api.get_opt(&self.name).await? else {
+            return Ok(());
+        };
+        let record: Record = serde_json::from_str(&annotation(&lock)).unwrap_or_default();
+        if record.holder_identity == self.me {
+            let freed = Record {
+                holder_identity: String::new(),
+                lease_duration_seconds: 1,
+                ..record
+            };
+            self.write(&lock, &freed).await?;
+        }
+        Ok(())
+    }
+
+    fn is_held_by_another(&mut self, text: &str, record: &Record) -> bool {
+        let holder = record.holder_identity.as_str();
+        if holder.is_empty() || holder.starts_with(OURS) {
+            return false;
+        }
+        let now = Instant::now();
+        let since = match &self.seen {
+            Some((seen, since)) if seen == text => *since,
+            _ => now,
+        };
+        self.seen = Some((text.to_owned(), since));
+        let lasts = u64::try_from(record.lease_duration_seconds).unwrap_or_default();
+        let lasts = match lasts {
+            0 => self.duration,
+            seconds => Duration::from_secs(seconds),
+        };
+        let held = now - since < lasts;
+        if held && self.waits_for != holder {
+            tracing::warn!(%holder, lock = %self.name, "the controller of AAD Pod Identity leads; podid waits until it is gone: scale its Deployment mic to 0");
+            holder.clone_into(&mut self.waits_for);
+        }
+        if !held {
+            tracing::info!(%holder, lock = %self.name, "the controller of AAD Pod Identity is gone; podid takes its lock");
+        }
+        held
+    }
+
+    fn claim(&self, record: &Record) -> Record {
+        let now = Timestamp::now()
+            .round(jiff::Unit::Second)
+            .unwrap_or_default();
+        let renewal = record.holder_identity == self.me;
+        Record {
+            holder_identity: self.me.clone(),
+            lease_duration_seconds: i64::try_from(self.duration.as_secs()).unwrap_or(i64::MAX),
+            acquire_time: record.acquire_time.filter(|_| renewal).or(Some(now)),
+            renew_time: Some(now),
+            leader_transitions: record.leader_transitions + i64::from(!renewal),
+        }
+    }
+
+    /// Writes the record unless somebody else has done so meanwhile.
+    async fn write(&self, lock: &Endpoints, record: &Record) -> Result<bool, kube::Error> {
+        let text = serde_json::to_string(record).map_err(kube::Error::SerdeError)?;
+        let patch = json!({
+            "metadata": {
+                "resourceVersion": lock.metadata.resource_version,
+                "annotations": { ANNOTATION: text },
+            },
+        });
+        let params = PatchParams::default();
+        match self
+            .api
+            .patch(&self.name, &params, &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn annotation(lock: &Endpoints) -> String {
+    let annotations = lock.metadata.annotations.as_ref();
+    let text = annotations.and_then(|all| all.get(ANNOTATION));
+    text.cloned().unwrap_or_default()
+}

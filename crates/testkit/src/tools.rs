@@ -55,16 +55,28 @@ impl Kubernetes {
     }
 }
 
+/// The program helm: from the cache of `tools/setup`, built when it is not there.
+///
+/// # Errors
+/// When it cannot be had, saying what to do.
+pub fn helm() -> Result<PathBuf> {
+    build("tools/helm/build").context("helm is neither cached nor can it be built: run tools/setup")
+}
+
 fn built() -> Result<PathBuf> {
-    let script = repository().join("tools/kube/build");
+    build("tools/kube/build").context(
+        "kube-apiserver is neither cached nor can it be built: run tools/setup, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd",
+    )
+}
+
+/// What a script of `tools` builds, or has built.
+fn build(script: &str) -> Result<PathBuf> {
+    let script = repository().join(script);
     let output = Command::new(&script)
         .output()
         .with_context(|| format!("{} does not start", script.display()))?;
     if !output.status.success() {
-        bail!(
-            "kube-apiserver is neither cached nor can it be built: run tools/setup, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
     }
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }

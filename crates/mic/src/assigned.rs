@@ -109,6 +109,11 @@ impl Object {
         })
     }
 
+    /// The node that it shows.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Whether this is a later state of the object than `other`. Versions that are not numbers tell nothing.
     pub(crate) fn is_newer_than(&self, other: &Object) -> bool {
         let number = |object: &Object| object.version.parse::<u64>().ok();

@@ -138,9 +138,10 @@ impl Host {
         if users.is_empty() {
             self.since.insert(id.clone(), now);
             self.unsettled = Some((self.unsettled.map_or(now, |(first, _)| first), now));
+            // To a host that has an identity, one more pod that needs it is no news.
+            self.wake.notify_one();
         }
         users.insert(who);
-        self.wake.notify_one();
     }
 
     /// A pod needs it no longer.

@@ -8,6 +8,8 @@
 //! (`term`).
 
 mod assigned;
+#[doc(hidden)]
+pub mod bench;
 mod conditions;
 pub mod config;
 mod context;

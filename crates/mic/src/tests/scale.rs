@@ -1,6 +1,11 @@
 //! How many calls many pods cost.
 
 use super::*;
+use crate::bench::{Machine, Work};
+use podid_policy::facts::{
+    BindingFacts, IdentityFacts, IdentitySource, ObjectKey, PodFacts, PodPhase,
+};
+use podid_policy::matching::BINDING_LABEL;
 
 const SETS: usize = 20;
 const PODS: usize = 2000;
@@ -122,4 +127,74 @@ async fn pods_that_trickle_in_stay_within_what_azure_takes() {
         assert!(n as u64 <= allowed, "PATCH {n} after {since:?}");
     }
     mic.stop().await;
+}
+
+/// What these events lead to in a cluster with so many pods.
+fn work(pods: usize) -> Vec<Work> {
+    let mut machine = Machine::default();
+    let identities = 10;
+    for n in 0..SETS {
+        machine.node(&format!("n{n}"), &provider_id(n, 0));
+    }
+    for n in 0..identities {
+        machine.identity(IdentityFacts {
+            key: ObjectKey::new("ns", &format!("id{n}")),
+            client_id: ClientId::parse("00000000-0000-0000-0000-000000000001").unwrap(),
+            source: IdentitySource::UserAssigned { resource_id: id(n) },
+            namespaced: false,
+        });
+        machine.binding(binding(n, 0));
+    }
+    (0..pods).for_each(|n| {
+        machine.pod(pod(n, n % (identities - 1)));
+    });
+    machine.pod(pod(pods, identities - 1));
+    machine.lead();
+    assert_eq!(machine.objects(), pods + 1);
+    vec![
+        machine.pod(pod(pods + 1, 1)),
+        machine.pod(pod(pods + 1, 1)),
+        machine.delete_pod(&pod(pods + 1, 1).key),
+        machine.binding(binding(identities - 1, 1)),
+        machine.compare(),
+    ]
+}
+
+fn binding(n: usize, weight: i32) -> BindingFacts {
+    BindingFacts {
+        key: ObjectKey::new("ns", &format!("b{n}")),
+        identity: format!("id{n}").into(),
+        selector: format!("s{n}").into(),
+        weight,
+        service_accounts: Vec::new(),
+    }
+}
+
+fn pod(n: usize, identity: usize) -> PodFacts {
+    PodFacts {
+        key: ObjectKey::new("ns", &format!("p{n}")),
+        uid: "uid".into(),
+        labels: [(BINDING_LABEL.to_owned(), format!("s{identity}"))].into(),
+        service_account: "default".into(),
+        node: Some(format!("n{}", identity % SETS).into()),
+        addresses: Vec::new(),
+        host_network: false,
+        phase: PodPhase::Live,
+    }
+}
+
+#[test]
+fn what_an_event_leads_to_does_not_depend_on_the_size_of_the_cluster() {
+    let small = work(20);
+    assert_eq!(small, work(2_000));
+    let one = Work {
+        looked_at: 2,
+        writes: 1,
+        ..Work::default()
+    };
+    assert_eq!(small[..4], [one, Work::default(), one, one]);
+    assert_eq!(
+        (small[4].looked_at, small[4].writes, small[4].changes),
+        (0, 0, 0)
+    );
 }

@@ -1,9 +1,15 @@
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::*;
 use crate::facts::{IdentitySource, PodPhase};
 use crate::ids::{ClientId, ResourceId};
 use proptest::prelude::*;
+
+thread_local! {
+    /// How many pods and bindings this thread's index has looked at.
+    pub(super) static LOOKED_AT: Cell<usize> = const { Cell::new(0) };
+}
 
 fn host(n: u8) -> HostKey {
     HostKey::from_provider_id(&format!("azure:///subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/virtualMachineScaleSets/set{n}/virtualMachines/0")).unwrap()
@@ -283,4 +289,44 @@ proptest! {
         let all: BTreeMap<_, _> = index.assignments().map(|a| (a.key(), a.clone())).collect();
         prop_assert_eq!(all, told);
     }
+}
+
+/// What each of these events looks at in a cluster with so many pods, two to a binding.
+fn looked_at(pods: usize) -> Vec<usize> {
+    let mut index = index(Scope::Namespaced);
+    for n in 0..pods / 2 {
+        let (name, selector) = (format!("id{n}"), format!("s{n}"));
+        index.apply_identity(identity("a", &name, 0));
+        index.apply_binding(binding("a", &format!("b{n}"), &name, &selector, 0));
+        for copy in 0..2 {
+            let node = format!("n{}", n % 10);
+            let name = format!("p{n}-{copy}");
+            let pod = pod("a", &name, &selector, Some(&node), PodPhase::Live);
+            assert_eq!(index.apply_pod(pod).len(), 1);
+        }
+    }
+    let measured = |event: &mut dyn FnMut() -> Vec<Delta>| {
+        let before = LOOKED_AT.get();
+        event();
+        LOOKED_AT.get() - before
+    };
+    let another = || live("a", "another", "s1");
+    [
+        measured(&mut || index.apply_pod(another())),
+        measured(&mut || index.apply_pod(another())),
+        measured(&mut || index.delete_pod(&another().key)),
+        measured(&mut || index.apply_binding(binding("a", "b1", "id1", "s1", 7))),
+        measured(&mut || index.apply_identity(identity("a", "id1", 1))),
+        measured(&mut || index.delete_binding(&ObjectKey::new("a", "b1"))),
+        measured(&mut || index.apply_node("new", Some(host(2)))),
+    ]
+    .to_vec()
+}
+
+#[test]
+fn what_an_event_costs_does_not_depend_on_the_size_of_the_cluster() {
+    let small = looked_at(40);
+    assert_eq!(small, looked_at(4_000));
+    assert!(small.iter().all(|n| *n < 12), "{small:?}");
+    assert!(small[0] > 0 && small[3] > 0, "{small:?}");
 }

@@ -6,14 +6,15 @@ use crate::{Error, Rules};
 /// Forgets the tracked TCP connections to the metadata address and returns how many there were.
 ///
 /// The rules see every packet, so a connection that is older than they are ends with its caller's next packet in any case. What
-/// this adds: an address translation that was made for such a connection (the original's own, for one) no longer applies to it.
+/// this adds: it is so at once. Connections whose address was translated lead to the nmi of AAD Pod Identity, and end there.
 ///
 /// # Errors
 /// [`Error::Missing`] without the `conntrack` tool. Nothing passes then either; go on.
 pub async fn cut_connections(rules: &Rules) -> Result<u64, Error> {
+    let metadata = rules.metadata;
     let args = format!(
-        "-D -f ipv4 -p tcp --orig-dst {} --orig-port-dst {}",
-        rules.metadata, rules.metadata_port
+        "-D -f ipv4 -p tcp --orig-dst {metadata} --orig-port-dst {} --reply-src {metadata}",
+        rules.metadata_port
     );
     match call("conntrack", &args).run().await {
         Ok(deleted) => Ok(deleted

@@ -159,9 +159,13 @@ fn chains(rules: &Rules) -> Vec<Chain> {
         // Drops when there is no transparent listener.
         Chain {
             hook: "PREROUTING",
-            rules: vec![format!(
-                "{asked} -j TPROXY --on-port {listen_port} --on-ip {target} --tproxy-mark {mark}"
-            )],
+            rules: vec![
+                // Under way to the nmi of AAD Pod Identity when podid came.
+                format!("{asked} -m conntrack --ctstate DNAT -j RETURN"),
+                format!(
+                    "{asked} -j TPROXY --on-port {listen_port} --on-ip {target} --tproxy-mark {mark}"
+                ),
+            ],
         },
         Chain {
             hook: "FORWARD",

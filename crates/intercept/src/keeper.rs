@@ -99,7 +99,8 @@ impl Keeper {
     }
 
     async fn look(&self) -> Result<(), Error> {
-        if iptables::remove_legacy().await? {
+        // By nftables it may stay, see there.
+        if self.backend == Backend::Iptables && iptables::remove_legacy().await? {
             warn!(
                 "the redirect of AAD Pod Identity's nmi (chain aad-metadata) was on this node and is removed"
             );

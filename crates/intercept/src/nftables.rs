@@ -15,6 +15,7 @@ const REMOVE: &str = "add table inet podid\ndelete table inet podid\n";
 /// A base chain and its rules.
 struct Chain {
     name: &'static str,
+    hook: &'static str,
     kind: &'static str,
     priority: i64,
     rules: Vec<String>,
@@ -60,7 +61,12 @@ pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
 }
 
 fn chains(rules: &Rules) -> Vec<Chain> {
-    let mut chains = vec![prerouting(rules), forward(rules), input(rules)];
+    let mut chains = vec![
+        prerouting(rules),
+        translation(rules),
+        forward(rules),
+        input(rules),
+    ];
     let from = match &rules.host_network {
         HostNetwork::Off => return chains,
         HostNetwork::All => String::new(),
@@ -81,14 +87,34 @@ fn prerouting(rules: &Rules) -> Chain {
     let (target, port) = (rules.target(), rules.listen_port);
     Chain {
         name: "prerouting",
+        hook: "prerouting",
         kind: "filter",
         priority: -150,
         rules: vec![
+            translated(&asked),
             format!(
                 "{asked} tproxy ip to {target}:{port} meta mark set meta mark | {mark:#x} accept"
             ),
             format!("{asked} meta mark set meta mark | {mark:#x} accept"),
         ],
+    }
+}
+
+/// Requests that were under way when podid came go on to whoever the node's rules translate them to: the nmi of AAD Pod Identity.
+fn translated(asked: &str) -> String {
+    format!("{asked} ct status dnat accept")
+}
+
+/// No other rule translates the address of a new connection, once this one has, to itself: whatever AAD Pod Identity's nmi has in
+/// the table nat may stay while both run, and serves again when podid has gone.
+fn translation(rules: &Rules) -> Chain {
+    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    Chain {
+        name: "translation",
+        hook: "prerouting",
+        kind: "nat",
+        priority: -110,
+        rules: vec![format!("{} dnat ip to {metadata}:{port}", asked(rules))],
     }
 }
 
@@ -106,6 +132,7 @@ fn forward(rules: &Rules) -> Chain {
     let (mapped, translated) = (metadata.to_ipv6_mapped(), nat64(metadata));
     Chain {
         name: "forward",
+        hook: "forward",
         kind: "filter",
         priority: -150,
         rules: vec![
@@ -142,6 +169,7 @@ fn input(rules: &Rules) -> Chain {
     }
     Chain {
         name: "input",
+        hook: "input",
         kind: "filter",
         priority: -150,
         rules: input,
@@ -159,6 +187,7 @@ fn output(rules: &Rules, from: &str) -> Chain {
     } = rules;
     Chain {
         name: "output",
+        hook: "output",
         kind: "route",
         priority: -150,
         rules: vec![format!(
@@ -182,6 +211,7 @@ fn postrouting(rules: &Rules) -> Chain {
     };
     Chain {
         name: "postrouting",
+        hook: "postrouting",
         kind: "filter",
         priority: 300,
         rules: vec![format!("oifname != \"lo\" {asked} {ours} drop")],
@@ -193,7 +223,7 @@ fn script(rules: &Rules) -> String {
     for chain in chains(rules) {
         text += &format!(
             "\tchain {} {{\n\t\ttype {} hook {} priority {}; policy accept;\n",
-            chain.name, chain.kind, chain.name, chain.priority
+            chain.name, chain.kind, chain.hook, chain.priority
         );
         for (rule, comment) in chain.rules.iter().zip(comments(&chain.rules)) {
             text += &format!("\t\t{rule} comment \"{comment}\"\n");
@@ -226,7 +256,7 @@ fn matches(wanted: &[Chain], listing: &Value) -> bool {
 fn is_same(chain: &Chain, found: &Value) -> bool {
     found["name"] == chain.name
         && found["type"] == chain.kind
-        && found["hook"] == chain.name
+        && found["hook"] == chain.hook
         && found["prio"] == chain.priority
 }
 

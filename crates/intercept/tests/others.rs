@@ -4,10 +4,11 @@
 
 mod common;
 
+use std::net::TcpListener;
 use std::time::Duration;
 
 use common::way::Way;
-use common::{METADATA, World};
+use common::{Client, METADATA, Server, World};
 use podid_intercept::{Backend, Keeper, Rules, State};
 use rstest::rstest;
 use tokio::sync::watch;
@@ -98,10 +99,19 @@ fn no_rule_is_there_twice_however_often_it_is_put_back(#[case] way: Way) {
     assert_eq!(everything(), once);
 }
 
+/// The redirect of AAD Pod Identity's nmi, as that one puts it into the table nat.
+fn redirect(world: &World, tool: &str) {
+    let nat = |line: &str| world.node.run(&format!("{tool} -w 5 -t nat {line}"));
+    nat("-N aad-metadata");
+    nat(
+        "-A aad-metadata ! -s 127.0.0.1/32 -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 127.0.0.1:2579",
+    );
+    nat("-A aad-metadata -j RETURN");
+    nat("-I PREROUTING 1 -j aad-metadata");
+}
+
 /// As AAD Pod Identity's nmi leaves it when it is killed.
 #[rstest]
-#[case(Way::Nftables, "iptables-nft")]
-#[case(Way::Nftables, "iptables-legacy")]
 #[case(Way::IptablesNft, "iptables-nft")]
 #[case(Way::IptablesLegacy, "iptables-legacy")]
 fn the_originals_redirect_is_removed_and_nothing_else_of_that_table(
@@ -115,17 +125,68 @@ fn the_originals_redirect_is_removed_and_nothing_else_of_that_table(
     nat("-N KUBE-SERVICES");
     nat("-A PREROUTING -j KUBE-SERVICES");
     let before = nat("-S");
-    nat("-N aad-metadata");
-    nat(
-        "-A aad-metadata ! -s 127.0.0.1/32 -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 127.0.0.1:2579",
-    );
-    nat("-A aad-metadata -j RETURN");
-    nat("-I PREROUTING 1 -j aad-metadata");
+    redirect(&world, tool);
     kept(&world, backend, PATIENCE, |_| async {
         assert_eq!(nat("-S"), before);
         let answer = world.pod.ask(METADATA).unwrap();
         assert_eq!(answer, "nmi 10.77.0.11 169.254.169.254:80");
     });
+}
+
+/// AAD Pod Identity's nmi lives on the node and has its redirect in place, before podid comes and after it has gone.
+#[rstest]
+#[case("iptables-nft")]
+#[case("iptables-legacy")]
+fn beside_the_original_no_request_goes_unanswered(#[case] tool: &str) {
+    let world = World::new();
+    let original = world.node.within(|| TcpListener::bind(NMI).unwrap());
+    let original = Server::new("original", original);
+    world
+        .node
+        .run("sysctl -qw net.ipv4.conf.br0.route_localnet=1");
+    redirect(&world, tool);
+    let nat = || world.node.run(&format!("{tool} -w 5 -t nat -S"));
+    let before = nat();
+    let ours = "nmi 10.77.0.11 169.254.169.254:80";
+    let theirs = "original 10.77.0.11 127.0.0.1:2579";
+    assert_eq!(world.pod.ask(METADATA).unwrap(), theirs);
+    // A request that is under way when podid comes.
+    let mut under_way = Client::connect(&world.pod, METADATA, None).unwrap();
+    assert_eq!(under_way.ask().unwrap(), theirs);
+
+    let rules = Rules {
+        listen_port: 2578,
+        ..Rules::default()
+    };
+    let _nmi = world.nmi("127.0.0.1:2578");
+    world.node.block_on(|| async {
+        let keeper = Keeper::new(Backend::Nftables, rules.clone(), PATIENCE);
+        let (state, stop) = (keeper.state(), CancellationToken::new());
+        let told = stop.clone();
+        let keeping = tokio::spawn(async move { keeper.run(told).await });
+        until(&mut state.clone(), |state| state.in_place).await;
+        assert_eq!(under_way.ask().unwrap(), theirs, "it ends where it began");
+        for _ in 0..5 {
+            assert_eq!(world.pod.ask(METADATA).unwrap(), ours);
+        }
+        // The original looks after its own once a minute.
+        world.node.run(&format!("{tool} -w 5 -t nat -F aad-metadata"));
+        world.node.run(&format!("{tool} -w 5 -t nat -A aad-metadata ! -s 127.0.0.1/32 -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 127.0.0.1:2579"));
+        world.node.run(&format!("{tool} -w 5 -t nat -A aad-metadata -j RETURN"));
+        assert_eq!(world.pod.ask(METADATA).unwrap(), ours);
+        assert_eq!(nat(), before);
+        assert_eq!(under_way.ask().unwrap(), theirs);
+        stop.cancel();
+        keeping.await.unwrap();
+        // podid goes: the original serves as if nothing had been.
+        Backend::cleanup(&rules).await.unwrap();
+        assert_eq!(world.pod.ask(METADATA).unwrap(), theirs);
+    });
+    // And without the original nothing falls through to Azure while podid is there.
+    let backend = Backend::Nftables;
+    world.node.block_on(|| backend.apply(&rules)).unwrap();
+    drop(original);
+    assert_eq!(world.pod.ask(METADATA).unwrap(), ours);
 }
 
 #[test]

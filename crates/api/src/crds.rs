@@ -43,6 +43,33 @@ pub fn yaml() -> Result<String, CrdError> {
 mod tests {
     use super::*;
 
+    /// `kubectl explain` has a text for each; those of the top level are the API server's.
+    #[test]
+    fn every_field_is_described() {
+        fn undescribed(schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+            let properties = schema["properties"].as_object().into_iter().flatten();
+            for (name, field) in properties {
+                let path = format!("{path}.{name}");
+                if field["description"].as_str().is_none_or(str::is_empty) {
+                    found.push(path.clone());
+                }
+                undescribed(field, &path, found);
+                undescribed(&field["items"], &path, found);
+            }
+        }
+        let mut found = Vec::new();
+        for crd in all().unwrap() {
+            let crd = serde_json::to_value(crd).unwrap();
+            let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            let kind = crd["spec"]["names"]["kind"].as_str().unwrap();
+            for part in ["spec", "status"] {
+                let below = &schema["properties"][part];
+                undescribed(below, &format!("{kind}.{part}"), &mut found);
+            }
+        }
+        assert_eq!(found, Vec::<String>::new());
+    }
+
     #[test]
     fn the_printed_stream_reads_back_as_the_four_definitions() {
         let printed = yaml().unwrap();

@@ -1,0 +1,207 @@
+//! A real kube-apiserver and a simulated Azure, with `podid mic` as a process.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client};
+use podid_sim::azure::{Azure, Handle, HostKind, Identity, Role};
+use podid_testkit::apiserver::ApiServer;
+use podid_testkit::process::Process;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Waits until it is so while the process runs.
+macro_rules! until {
+    ($mic:expr, $so:expr) => {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
+        while !$so {
+            assert!(tokio::time::Instant::now() < deadline, "{}", $mic.log());
+            assert!(!$mic.has_ended(), "{}", $mic.log());
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+}
+pub(crate) use until;
+
+pub struct World {
+    pub api: ApiServer,
+    pub client: Client,
+    pub azure: Handle,
+    pub set: String,
+    pub identities: [Identity; 2],
+    scratch: tempfile::TempDir,
+    stop: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    /// A node of a scale set, and two identities.
+    pub async fn new() -> Self {
+        let stop = CancellationToken::new();
+        let azure = Azure::bind(podid_sim::azure::Config {
+            patch_latency: Duration::from_millis(20),
+            ..podid_sim::azure::Config::default()
+        });
+        let azure = azure.await.unwrap();
+        let handle = azure.handle();
+        let (arm, entra) = (azure.arm(), azure.entra());
+        let until = stop.clone();
+        tokio::spawn(async move { azure.run(until).await });
+        let api = ApiServer::start().await.unwrap();
+        api.install_crds().await.unwrap();
+        let client = api.client().await.unwrap();
+        let set = handle.create_host(HostKind::ScaleSet, "nodes", "pool");
+        let identities = ["one", "two"].map(|name| handle.create_identity("nodes", name));
+        let scratch = tempfile::tempdir().unwrap();
+        let world = Self {
+            api,
+            client,
+            azure: handle,
+            set,
+            identities,
+            scratch,
+            stop,
+        };
+        world.configure(arm, entra);
+        let provider = Handle::provider_id(&world.set, 0);
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" }, "spec": { "providerID": provider } });
+        create(&world.all("", "Node"), node).await;
+        world
+    }
+
+    fn configure(&self, arm: SocketAddr, entra: SocketAddr) {
+        let (application, principal) = self.azure.create_application("secret");
+        let scope = format!(
+            "/subscriptions/{}/resourceGroups/nodes",
+            self.azure.subscription()
+        );
+        for role in [
+            Role::VirtualMachineContributor,
+            Role::ManagedIdentityOperator,
+        ] {
+            self.azure.assign_role(&principal, role, &scope);
+        }
+        let write = |name: &str, value: Value| {
+            std::fs::write(self.scratch.path().join(name), value.to_string()).unwrap();
+        };
+        write(
+            "cloud.json",
+            json!({
+                "resourceManagerEndpoint": format!("http://{arm}/"),
+                "activeDirectoryEndpoint": format!("http://{entra}/"),
+                "tokenAudience": "https://management.azure.com/",
+            }),
+        );
+        write(
+            "azure.json",
+            json!({
+                "cloud": "AzureStackCloud", "tenantId": self.azure.tenant(),
+                "aadClientId": application, "aadClientSecret": "secret",
+            }),
+        );
+    }
+
+    pub fn all(&self, group: &str, kind: &str) -> Api<DynamicObject> {
+        let version = GroupVersionKind::gvk(group, "v1", kind);
+        Api::all_with(self.client.clone(), &resource(&version))
+    }
+
+    pub fn ours(&self, kind: &str) -> Api<DynamicObject> {
+        let group = if kind == "Pod" {
+            ""
+        } else {
+            "aadpodidentity.k8s.io"
+        };
+        let version = GroupVersionKind::gvk(group, "v1", kind);
+        Api::namespaced_with(self.client.clone(), "default", &resource(&version))
+    }
+
+    pub async fn create(&self, kind: &str, mut object: Value) {
+        object["apiVersion"] = json!("aadpodidentity.k8s.io/v1");
+        object["kind"] = json!(kind);
+        create(&self.ours(kind), object).await;
+    }
+
+    pub async fn pod(&self, name: &str, selector: &str) {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "labels": { "aadpodidbinding": selector } },
+            "spec": { "nodeName": "n1", "containers": [{ "name": "app", "image": "app" }] },
+        });
+        create(&self.ours("Pod"), pod).await;
+    }
+
+    /// Name, uid and state of each AzureAssignedIdentity in the cluster, with its namespace.
+    pub async fn assignments(&self) -> Vec<(String, String, String)> {
+        let listed = self.all("aadpodidentity.k8s.io", "AzureAssignedIdentity");
+        let items = listed.list(&ListParams::default()).await.unwrap().items;
+        let of = |o: DynamicObject| {
+            let (namespace, name) = (o.metadata.namespace.unwrap(), o.metadata.name.unwrap());
+            let state = o.data["status"]["status"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            (
+                format!("{namespace}/{name}"),
+                o.metadata.uid.unwrap(),
+                state,
+            )
+        };
+        let mut all: Vec<_> = items.into_iter().map(of).collect();
+        all.sort();
+        all
+    }
+
+    pub fn changes(&self) -> usize {
+        let entries = self.azure.journal();
+        entries
+            .iter()
+            .filter(|entry| entry.method == "PATCH")
+            .count()
+    }
+
+    /// Starts `podid mic` with further flags.
+    pub fn start(&self, flags: &[&str]) -> Process {
+        let at = |name: &str| self.scratch.path().join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_podid"));
+        command
+            .args([
+                "mic",
+                "--http-probe-port=0",
+                "--prometheus-port=0",
+                "--namespace=default",
+            ])
+            .args([
+                "--leader-election-instance=podid-0",
+                "--leader-election-duration=4s",
+            ])
+            .args(flags)
+            .arg(format!("--cloudconfig={}", at("azure.json").display()))
+            .arg(format!("--kubeconfig={}", self.api.kubeconfig().display()))
+            .env("AZURE_ENVIRONMENT_FILEPATH", at("cloud.json"));
+        Process::spawn(command, &at("mic.log")).unwrap()
+    }
+}
+
+async fn create(api: &Api<DynamicObject>, object: Value) {
+    let object = serde_json::from_value(object).unwrap();
+    api.create(&PostParams::default(), &object).await.unwrap();
+}
+
+fn resource(version: &GroupVersionKind) -> ApiResource {
+    match version.kind.as_str() {
+        "AzureIdentity" => ApiResource::from_gvk_with_plural(version, "azureidentities"),
+        "AzureAssignedIdentity" => {
+            ApiResource::from_gvk_with_plural(version, "azureassignedidentities")
+        }
+        _ => ApiResource::from_gvk(version),
+    }
+}

@@ -94,7 +94,7 @@ impl Original {
             })
             .to_string()
         };
-        let lock = lock(&world);
+        let lock = lock(world);
         if lock.get_opt(LOCK).await.unwrap().is_none() {
             let mut made = Endpoints::default();
             made.metadata.name = Some(LOCK.to_owned());

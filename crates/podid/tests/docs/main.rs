@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod commands;
+mod configurations;
 mod manifests;
 mod names;
 mod pages;
@@ -26,7 +27,10 @@ fn the_summary_lists_every_page_once() {
         .map(|page| page.name.as_str())
         .filter(|name| *name != SUMMARY)
         .collect();
-    assert_eq!(listed, there);
+    assert_eq!(
+        listed, there,
+        "docs/SUMMARY.md lists other pages than there are"
+    );
 }
 
 #[test]

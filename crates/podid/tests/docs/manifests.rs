@@ -66,7 +66,7 @@ fn manifests() -> Vec<Manifest> {
 }
 
 /// `<what to fill in>` becomes an id.
-fn filled_in(text: &str) -> String {
+pub fn filled_in(text: &str) -> String {
     let mut parts = text.split('<');
     let mut filled = parts.next().unwrap_or_default().to_owned();
     for part in parts {

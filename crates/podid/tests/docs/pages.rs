@@ -45,17 +45,20 @@ impl Page {
         let text = std::fs::read_to_string(folder().join(&name)).unwrap();
         let (mut prose, mut blocks) = (String::new(), Vec::new());
         let mut open: Option<Block> = None;
+        // A block in a list is indented.
+        let mut indent = 0;
         for line in text.lines() {
             match (line.trim_start().strip_prefix("```"), open.take()) {
                 (Some(_), Some(block)) => blocks.push(block),
                 (Some(language), None) => {
+                    indent = line.len() - line.trim_start().len();
                     open = Some(Block {
                         language: language.to_owned(),
                         text: String::new(),
                     });
                 }
                 (None, Some(mut block)) => {
-                    block.text += line;
+                    block.text += line.get(indent..).unwrap_or_default();
                     block.text.push('\n');
                     open = Some(block);
                 }

@@ -164,6 +164,13 @@ impl Elder {
     }
 }
 
+/// Who holds the lock, unless it is podid or nobody.
+pub fn elder(lock: &Endpoints) -> Option<String> {
+    let record: Record = serde_json::from_str(&annotation(lock)).ok()?;
+    let holder = record.holder_identity;
+    (!holder.is_empty() && !holder.starts_with(OURS)).then_some(holder)
+}
+
 fn annotation(lock: &Endpoints) -> String {
     let annotations = lock.metadata.annotations.as_ref();
     let text = annotations.and_then(|all| all.get(ANNOTATION));

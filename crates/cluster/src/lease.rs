@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::elder::Elder;
+pub use crate::elder::elder;
 
 /// One of the processes that may lead.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Endpoints, Event};
 use kube::api::{DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
@@ -79,6 +79,8 @@ struct Report {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Controller {
+    /// AAD Pod Identity's controller, while that leads.
+    elder: Option<String>,
     holder: Option<String>,
     renewed_seconds_ago: Option<i64>,
 }
@@ -177,9 +179,17 @@ impl Status {
         let holder = spec.holder_identity.filter(|holder| !holder.is_empty());
         let renewed = spec.renew_time.map(|at| seconds(at.0, now));
         Ok(Controller {
+            elder: self.elder(client).await,
             holder,
             renewed_seconds_ago: renewed,
         })
+    }
+
+    /// Who holds the lock of AAD Pod Identity's controller, where it was here and podid does not hold it too.
+    async fn elder(&self, client: &Client) -> Option<String> {
+        let api: Api<Endpoints> = Api::namespaced(client.clone(), &self.lease_namespace);
+        let lock = api.get_opt(&self.lease_name).await.ok()??;
+        podid_cluster::lease::elder(&lock)
     }
 
     /// Best effort: Events live an hour, and not everybody may list them.
@@ -252,7 +262,9 @@ impl Report {
 
     fn leads(&self) -> bool {
         let renewed = self.controller.renewed_seconds_ago;
-        self.controller.holder.is_some() && renewed.is_some_and(|seconds| seconds < STALE)
+        self.controller.elder.is_none()
+            && self.controller.holder.is_some()
+            && renewed.is_some_and(|seconds| seconds < STALE)
     }
 
     fn is_well(&self) -> bool {
@@ -330,6 +342,9 @@ impl Report {
     }
 
     fn controller(&self) -> String {
+        if let Some(elder) = &self.controller.elder {
+            return format!("{elder} of AAD Pod Identity leads; podid waits for it");
+        }
         match (&self.controller.holder, self.controller.renewed_seconds_ago) {
             (Some(holder), Some(seconds)) if seconds < STALE => {
                 format!("{holder} leads, renewed {} ago", age(seconds))
@@ -411,6 +426,7 @@ mod tests {
         let now = "2026-01-01T00:03:12Z".parse().unwrap();
         let mut report = Report::read(&[identity, other], &objects, now);
         report.controller = Controller {
+            elder: None,
             holder: Some("mic-0".to_owned()),
             renewed_seconds_ago: Some(3),
         };

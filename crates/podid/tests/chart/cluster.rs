@@ -175,7 +175,7 @@ pub fn text(output: &Output) -> String {
 }
 
 /// Runs what Jobs say until the end of the test.
-async fn run_jobs(client: Client, kubeconfig: PathBuf, broken: Arc<AtomicBool>) {
+pub async fn run_jobs(client: Client, kubeconfig: PathBuf, broken: Arc<AtomicBool>) {
     let api: Api<Job> = Api::all(client.clone());
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -20,7 +20,7 @@ const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 const FINALIZER: &str = "azureassignedidentity.finalizers.aadpodidentity.k8s.io";
 
 /// As the original leaves it: capitalised fields, two pods with their identities attached and assigned.
-async fn furnish(world: &World) {
+pub async fn furnish(world: &World) {
     for identity in &world.identities {
         world.azure.attach(&world.set, identity);
     }
@@ -69,7 +69,7 @@ fn lock(world: &World) -> Api<Endpoints> {
     Api::namespaced(world.client.clone(), "default")
 }
 
-async fn holder(world: &World) -> String {
+pub async fn holder(world: &World) -> String {
     let lock = lock(world).get(LOCK).await.unwrap();
     let text = lock.metadata.annotations.unwrap()[LEADER].clone();
     let record: Value = serde_json::from_str(&text).unwrap();
@@ -77,13 +77,13 @@ async fn holder(world: &World) -> String {
 }
 
 /// The other controller's leader: renews its lock every half second while it lives.
-struct Original {
+pub struct Original {
     lives: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
 impl Original {
-    async fn start(world: &World, name: &'static str) -> Self {
+    pub async fn start(world: &World, name: &'static str) -> Self {
         let record = move |round: usize| {
             let at = jiff::Timestamp::now()
                 .strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -119,7 +119,7 @@ impl Original {
         Self { lives, task }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.lives.store(false, Ordering::Relaxed);
         self.task.await.unwrap();
     }

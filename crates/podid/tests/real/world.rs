@@ -1,7 +1,9 @@
 //! A real kube-apiserver and a simulated Azure, with `podid mic` as a process.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kube::api::{DynamicObject, ListParams, PostParams};
@@ -170,24 +172,26 @@ impl World {
 
     /// Starts `podid mic` with further flags.
     pub fn start(&self, flags: &[&str]) -> Process {
+        let quick = ["--leader-election-duration=4s"];
+        let flags = [&quick, flags].concat();
+        self.start_as(&self.api.kubeconfig(), "podid-0", "default", &flags)
+    }
+
+    /// Starts it as somebody, under this name, in this namespace.
+    pub fn start_as(&self, who: &Path, name: &str, namespace: &str, flags: &[&str]) -> Process {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
         let at = |name: &str| self.scratch.path().join(name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_podid"));
         command
-            .args([
-                "mic",
-                "--http-probe-port=0",
-                "--prometheus-port=0",
-                "--namespace=default",
-            ])
-            .args([
-                "--leader-election-instance=podid-0",
-                "--leader-election-duration=4s",
-            ])
+            .args(["mic", "--http-probe-port=0", "--prometheus-port=0"])
+            .arg(format!("--namespace={namespace}"))
+            .arg(format!("--leader-election-instance={name}"))
             .args(flags)
             .arg(format!("--cloudconfig={}", at("azure.json").display()))
-            .arg(format!("--kubeconfig={}", self.api.kubeconfig().display()))
+            .arg(format!("--kubeconfig={}", who.display()))
             .env("AZURE_ENVIRONMENT_FILEPATH", at("cloud.json"));
-        Process::spawn(command, &at("mic.log")).unwrap()
+        let log = format!("mic-{}.log", COUNT.fetch_add(1, Ordering::Relaxed));
+        Process::spawn(command, &at(&log)).unwrap()
     }
 }
 

@@ -368,3 +368,67 @@ async fn status_tells_what_is_wrong_and_its_exit_code_too() {
     );
     mic.kill();
 }
+
+/// Runs the story in a network of its own, where the metadata address is this machine's; it goes with the thread.
+fn at_the_metadata_address<F: Future<Output = ()>>(story: impl FnOnce() -> F + Send + 'static) {
+    let alone = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        for line in ["link set lo up", "addr add 169.254.169.254/32 dev lo"] {
+            let done = Command::new("ip").args(line.split(' ')).status().unwrap();
+            assert!(done.success(), "ip {line}");
+        }
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(story());
+    });
+    if let Err(panic) = alone.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The node's own identity, system-assigned or user-assigned, by the metadata service.
+async fn as_the_node(user_assigned: bool) {
+    let world = World::build().await;
+    let node = world
+        .azure
+        .create_host(HostKind::VirtualMachine, "system", "controller");
+    let (own, principal) = if user_assigned {
+        let identity = world.azure.create_identity("system", "own");
+        world.azure.attach(&node, &identity);
+        (identity.client_id, identity.principal_id)
+    } else {
+        (String::new(), world.azure.enable_system(&node).unwrap())
+    };
+    let scope = format!(
+        "/subscriptions/{}/resourceGroups/{GROUP}",
+        world.azure.subscription()
+    );
+    for role in [
+        Role::VirtualMachineContributor,
+        Role::ManagedIdentityOperator,
+    ] {
+        world.azure.assign_role(&principal, role, &scope);
+    }
+    let imds = SocketAddr::from(([169, 254, 169, 254], 80));
+    world.azure.serve_imds(&node, None, imds).await.unwrap();
+    let file = world.write("azure.json", &json!({
+        "cloud": "AzureStackCloud", "useManagedIdentityExtension": true, "userAssignedIdentityID": own,
+        "aadClientId": "msi", "aadClientSecret": "msi",
+    }).to_string());
+    let mut mic = world.start(&[&format!("--cloudconfig={file}")], &[]);
+    world.need("one").await;
+    world.until_attached(&mic, "one").await;
+    mic.kill();
+}
+
+#[test]
+fn the_nodes_system_assigned_identity() {
+    at_the_metadata_address(|| as_the_node(false));
+}
+
+#[test]
+fn a_user_assigned_identity_of_the_node() {
+    at_the_metadata_address(|| as_the_node(true));
+}

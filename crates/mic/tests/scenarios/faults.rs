@@ -304,3 +304,57 @@ async fn missing_roles_are_named_and_noticed_when_they_are_granted() {
     mic.stop().await;
     world.end().await;
 }
+
+/// Fifty identities on one set of which one does not exist, or may not be attached: the others are held up by one PATCH, and the bad
+/// one costs little for as long as it is bad.
+#[rstest]
+#[case::missing(true)]
+#[case::not_allowed(false)]
+#[tokio::test(start_paused = true)]
+async fn one_bad_identity_among_fifty(#[case] missing: bool) {
+    let world = World::new().await;
+    let set = world.set("pool").await;
+    for n in 0..49 {
+        let name = format!("good-{n}");
+        world.bound(&name).await;
+        world.pod("default", &name, "pool-0", &name).await;
+    }
+    let group = if missing { crate::world::APPS } else { "vault" };
+    let bad = world.azure.create_identity(group, "bad");
+    if missing {
+        world.azure.delete_identity(&bad.id);
+    }
+    world.identity("default", "bad", &bad).await;
+    world.binding("default", "bad", "bad", "bad").await;
+    world.pod("default", "bad", "pool-0", "bad").await;
+    let mic = world.start(config("mic-0")).await;
+    until!("the others", world.assigned().await == 49);
+    assert_eq!(world.patches(&set), 2);
+    let condition = async || {
+        let all = world.all("AzureIdentity").await;
+        let bad = all.iter().find(|i| i["metadata"]["name"] == "bad").unwrap();
+        bad["status"]["conditions"][0]["reason"].clone()
+    };
+    let reason = if missing {
+        "IdentityNotFound"
+    } else {
+        "IdentityRoleMissing"
+    };
+    until!("told", condition().await == reason);
+    let calls = || {
+        let journal = world.azure.journal();
+        let of = |entry: &&podid_sim::azure::Entry| {
+            entry.method == "PATCH"
+                || entry.path.contains("/operations/")
+                || entry.path.contains("userAssignedIdentities")
+        };
+        journal.iter().filter(of).count()
+    };
+    let before = calls();
+    world.wait(3600).await;
+    let hour = calls() - before;
+    assert!((2..=12).contains(&hour), "{hour} calls in an hour");
+    assert_eq!(world.assigned().await, 49);
+    mic.stop().await;
+    world.end().await;
+}

@@ -8,6 +8,7 @@ mod configurations;
 mod manifests;
 mod names;
 mod pages;
+mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 

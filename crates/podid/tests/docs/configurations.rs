@@ -4,7 +4,7 @@ use podid_azure::clouds;
 use podid_azure::config::{CloudConfig, ConfigError};
 
 use crate::manifests::filled_in;
-use crate::pages::Page;
+use crate::pages::{Page, folder};
 
 #[test]
 fn every_cloud_configuration_is_read() {
@@ -32,4 +32,19 @@ fn every_cloud_configuration_is_read() {
         }
     }
     assert!(seen > 3, "{seen}");
+}
+
+#[test]
+fn firewalls_are_told_where_the_clouds_are() {
+    let page = std::fs::read_to_string(folder().join("platforms.md")).unwrap();
+    for cloud in [
+        "AzurePublicCloud",
+        "AzureUSGovernmentCloud",
+        "AzureChinaCloud",
+    ] {
+        let known = clouds::endpoints(cloud, None).unwrap();
+        let (arm, entra) = (known.arm.host_str(), known.authority.host_str());
+        let row = format!("| `{cloud}` | `{}` | `{}` |", arm.unwrap(), entra.unwrap());
+        assert!(page.contains(&row), "{row}");
+    }
 }

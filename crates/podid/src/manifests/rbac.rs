@@ -8,7 +8,9 @@ const CRDS: &str = "aadpodidentity.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const RBAC_V1: &str = "rbac.authorization.k8s.io/v1";
 /// Where the leader's Lease is unless mic is told otherwise, as with the original.
-pub(super) const LEASES: &str = "default";
+const LEASES: &str = "default";
+/// Its name, unless mic is told otherwise.
+const LEASE: &str = "aad-pod-identity-mic";
 
 /// The accounts, roles and bindings of the mode.
 pub(super) fn objects(install: &Install) -> Vec<Value> {
@@ -52,13 +54,19 @@ fn own_namespace() -> Vec<Value> {
     vec![rule("", &["configmaps"], &verbs)]
 }
 
-/// What mic may do in the namespace of the leader's Lease.
+/// What mic may do in the namespace of the leader's Lease: hold that one, and the lock of the original's controller. What is made
+/// cannot be limited by name.
 fn lease_namespace() -> Vec<Value> {
-    vec![rule(
-        "coordination.k8s.io",
-        &["leases"],
-        &["get", "create", "update"],
-    )]
+    let (group, leases) = ("coordination.k8s.io", ["leases"]);
+    let named = |mut rule: Value| {
+        rule["resourceNames"] = json!([LEASE]);
+        rule
+    };
+    vec![
+        rule(group, &leases, &["create"]),
+        named(rule(group, &leases, &["get", "update"])),
+        named(rule("", &["endpoints"], &["get", "patch"])),
+    ]
 }
 
 /// What nmi may do in every namespace: look.

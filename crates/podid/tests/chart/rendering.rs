@@ -92,6 +92,7 @@ async fn every_old_value_is_where_it_belongs() {
             "--update-user-msi-retry-interval=2s",
             "--identity-assignment-reconcile-interval=5m",
             "--immutable-user-msis=6f1c0000-0000-0000-0000-0000000022ab,6F1C0000-0000-0000-0000-0000000022AC",
+            "--custom-user-agent=mine",
             "--log-format=json",
             "--v=5"
         ])

@@ -184,7 +184,7 @@ impl Machine {
                     let attached = change.attach.iter().map(|id| (id.clone(), None));
                     shown.user.extend(attached);
                     shown.user.retain(|id, _| !change.detach.contains(id));
-                    touched.extend(host.changed(&change));
+                    touched.extend(host.changed(&change, None));
                 }
                 Move::Retire => {
                     hosts.remove(key);

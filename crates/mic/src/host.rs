@@ -228,8 +228,7 @@ impl Host {
         }
         let linger_ends = plan.next_due().map(|rest| now + rest);
         if let Some(change) = self.change(&seen, plan, now, config, quarantine) {
-            let empties = change.attach.is_empty() && change.detach.len() == seen.user.len();
-            if empties && !self.fresh {
+            if seen.etag.is_none() && !self.fresh {
                 return Move::Look;
             }
             for id in &change.attach {
@@ -445,14 +444,18 @@ impl Host {
         self.looked = None;
     }
 
-    /// Azure carried the change out. Returns whose objects may have to change.
-    pub(crate) fn changed(&mut self, change: &HostChange) -> BTreeSet<AssignmentKey> {
+    /// Azure carried the change out; the host has this version now. Returns whose objects may have to change.
+    pub(crate) fn changed(
+        &mut self,
+        change: &HostChange,
+        version: Option<String>,
+    ) -> BTreeSet<AssignmentKey> {
         let mut touched = BTreeSet::new();
         self.trouble = None;
         self.calm = 0;
         self.suspects.cleared(&change.attach);
         if let Some(seen) = self.seen.as_mut().map(Arc::make_mut) {
-            seen.etag = None;
+            seen.etag = version;
             self.fresh = false;
             for id in &change.attach {
                 let client = self.owned.get(id).cloned().flatten();

@@ -15,7 +15,7 @@ pub struct OnHost {
     pub system: bool,
     /// The user-assigned ones, with their client ids where Azure tells them.
     pub user: BTreeMap<ResourceId, Option<ClientId>>,
-    /// The version of the host that was read; `None` once it has been changed since.
+    /// The version of the host that is known; `None` once it has been changed since.
     pub etag: Option<String>,
 }
 
@@ -108,14 +108,14 @@ pub trait Hosts: Send + Sync + 'static {
     /// What is on the host: one GET.
     fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>>;
 
-    /// Makes one change and waits until Azure has carried it out. `seen` is what the caller last saw on the host; the change
-    /// has at most [`MAX_CHANGE`] entries.
+    /// Makes one change and waits until Azure has carried it out. `seen` is what the caller last saw on the host, of which the
+    /// change must still be true; it has at most [`MAX_CHANGE`] entries. Gives the host's version afterwards, where Azure tells it.
     fn patch<'a>(
         &'a self,
         host: &'a HostKey,
         seen: &'a OnHost,
         change: &'a HostChange,
-    ) -> BoxFuture<'a, Result<(), HostError>>;
+    ) -> BoxFuture<'a, Result<Option<String>, HostError>>;
 
     /// The client id of an identity as it is in Azure; `None` when there is none of this name. One GET.
     fn client_id<'a>(
@@ -144,7 +144,7 @@ impl Hosts for Arm {
         host: &'a HostKey,
         seen: &'a OnHost,
         change: &'a HostChange,
-    ) -> BoxFuture<'a, Result<(), HostError>> {
+    ) -> BoxFuture<'a, Result<Option<String>, HostError>> {
         Box::pin(async move {
             let seen = HostIdentity {
                 system: seen.system,

@@ -204,11 +204,11 @@ async fn change_host(
     let fault = done.as_ref().err().map(|error| error.fault);
     context.metrics.cloud(operation, took, fault);
     match done {
-        Ok(()) => {
+        Ok(version) => {
             said.clear();
             context.metrics.cycle(took);
             tracing::info!(host = %key, attached = names(&change.attach), detached = names(&change.detach), "host changed");
-            with_host(context, key, |_, host| host.changed(change));
+            with_host(context, key, |_, host| host.changed(change, version));
             passed(context, key, &change.attach);
         }
         Err(error) => failed(context, key, &error, Some(change), said),

@@ -52,7 +52,9 @@ impl Arm {
     }
 
     /// Attaches and detaches identities, given what a read has just shown, and waits until it is done. More entries than Azure
-    /// takes at once are split; what was done before an error stays done.
+    /// takes at once are split; what was done before an error stays done. Each request holds only for the version that was read, so
+    /// that what somebody else changed since, a system-assigned identity for one, is not undone by the type that goes with it.
+    /// Gives the version after the change, where Azure tells it.
     ///
     /// # Errors
     /// [`ErrorKind::IdentityNotFound`] or [`ErrorKind::IdentityForbidden`] with the identities that spoil the request;
@@ -63,7 +65,7 @@ impl Arm {
         observed: &HostIdentity,
         attach: &[ResourceId],
         detach: &[ResourceId],
-    ) -> Result<(), Error> {
+    ) -> Result<Option<String>, Error> {
         let missing = attach.iter().filter(|id| !observed.user.contains_key(id));
         let present = detach
             .iter()
@@ -74,6 +76,7 @@ impl Arm {
             .chain(present.map(|id| (id, Value::Null)))
             .collect();
         let mut left: BTreeSet<ResourceId> = observed.user.keys().cloned().collect();
+        let mut version = observed.etag.clone();
         for chunk in entries.chunks(MAX_ENTRIES) {
             for (id, value) in chunk {
                 if value.is_null() {
@@ -82,7 +85,8 @@ impl Arm {
                     left.insert((*id).clone());
                 }
             }
-            let (body, condition) = patch(observed, &left, chunk);
+            let body = patch(observed, &left, chunk);
+            let condition = version.map(|etag| ("if-match", etag));
             let answer = self
                 .call(
                     host.subscription(),
@@ -93,9 +97,10 @@ impl Arm {
                     Some(&body),
                 )
                 .await?;
+            version = answer.body["etag"].as_str().map(str::to_owned);
             self.settle(host, &answer).await?;
         }
-        Ok(())
+        Ok(version)
     }
 
     fn url(&self, host: &HostKey) -> Url {
@@ -120,21 +125,19 @@ impl Arm {
     }
 }
 
-/// The request's body. Taking the last identity away changes the type, which would wipe what someone else has added since
-/// `observed`; so that request is conditional.
+/// The request's body. Taking the last identity away changes the type.
 fn patch(
     observed: &HostIdentity,
     left: &BTreeSet<ResourceId>,
     entries: &[(&ResourceId, Value)],
-) -> (Value, Option<(&'static str, String)>) {
+) -> Value {
     if left.is_empty() {
         let kind = if observed.system {
             "SystemAssigned"
         } else {
             "None"
         };
-        let condition = observed.etag.clone().map(|etag| ("if-match", etag));
-        return (json!({ "identity": { "type": kind } }), condition);
+        return json!({ "identity": { "type": kind } });
     }
     let kind = if observed.system {
         "SystemAssigned, UserAssigned"
@@ -145,8 +148,7 @@ fn patch(
         .iter()
         .map(|(id, value)| (id.as_str().to_owned(), value.clone()))
         .collect();
-    let body = json!({ "identity": { "type": kind, "userAssignedIdentities": map } });
-    (body, None)
+    json!({ "identity": { "type": kind, "userAssignedIdentities": map } })
 }
 
 fn read(body: &Value) -> HostIdentity {

@@ -42,7 +42,8 @@ fn observed(system: bool, names: &[&str]) -> HostIdentity {
 
 async fn attach(arm: &Arm, name: &str) -> Result<(), Error> {
     let observed = HostIdentity::default();
-    arm.update(&host(), &observed, &[id(name)], &[]).await
+    let updated = arm.update(&host(), &observed, &[id(name)], &[]).await;
+    updated.map(drop)
 }
 
 #[tokio::test]
@@ -105,7 +106,7 @@ async fn a_change_is_sent_as_differences_and_followed_to_its_end() {
         sent(&seen[1]),
         json!({ "identity": { "type": "SystemAssigned, UserAssigned", "userAssignedIdentities": { id("c").as_str(): {}, id("b").as_str(): null } } })
     );
-    assert!(!seen[1].headers.contains_key("if-match"));
+    assert_eq!(seen[1].headers["if-match"], "\"7\"");
     assert_eq!(seen.len(), 5);
     assert_eq!(seen[4].target, "/operations/1?s=x");
 }
@@ -120,11 +121,12 @@ async fn nothing_to_do_is_not_sent() {
 }
 
 #[tokio::test]
-async fn taking_the_last_identity_away_is_conditional() {
-    let (fake, arm) = start([Answer::ok("{}"), Answer::status(412)]).await;
-    arm.update(&host(), &observed(false, &["a"]), &[], &[id("a")])
-        .await
-        .unwrap();
+async fn every_change_is_conditional_and_tells_the_next_version() {
+    let (fake, arm) = start([Answer::ok(r#"{"etag":"\"8\""}"#), Answer::status(412)]).await;
+    let next = arm
+        .update(&host(), &observed(false, &["a"]), &[], &[id("a")])
+        .await;
+    assert_eq!(next.unwrap().as_deref(), Some("\"8\""));
     let error = arm
         .update(&host(), &observed(true, &["a"]), &[], &[id("a")])
         .await;
@@ -140,7 +142,7 @@ async fn taking_the_last_identity_away_is_conditional() {
 
 #[tokio::test]
 async fn more_than_azure_takes_at_once_is_split() {
-    let (fake, arm) = start([Answer::ok("{}"), Answer::ok("{}")]).await;
+    let (fake, arm) = start([Answer::ok(r#"{"etag":"\"8\""}"#), Answer::ok("{}")]).await;
     let many: Vec<ResourceId> = (0..151).map(|n| id(&format!("n{n}"))).collect();
     arm.update(&host(), &HostIdentity::default(), &many, &[])
         .await
@@ -153,6 +155,7 @@ async fn more_than_azure_takes_at_once_is_split() {
     };
     let seen = fake.seen();
     assert_eq!((entries(&seen[1]), entries(&seen[2])), (150, 1));
+    assert_eq!(seen[2].headers["if-match"], "\"8\"");
 }
 
 #[tokio::test]

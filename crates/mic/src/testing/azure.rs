@@ -105,7 +105,7 @@ impl Hosts for FakeAzure {
                     .into_iter()
                     .map(|id| (id.clone(), world.shown.get(&(host.clone(), id)).cloned()))
                     .collect(),
-                etag: None,
+                etag: Some("version".to_owned()),
             })
         }
         .boxed()
@@ -116,7 +116,7 @@ impl Hosts for FakeAzure {
         host: &'a HostKey,
         _seen: &'a OnHost,
         change: &'a HostChange,
-    ) -> BoxFuture<'a, Result<(), HostError>> {
+    ) -> BoxFuture<'a, Result<Option<String>, HostError>> {
         async move {
             assert!(change.attach.len() + change.detach.len() <= MAX_CHANGE);
             {
@@ -145,7 +145,7 @@ impl Hosts for FakeAzure {
                 }
             }
             sleep(Duration::from_secs(5)).await;
-            Ok(())
+            Ok(Some("version".to_owned()))
         }
         .boxed()
     }

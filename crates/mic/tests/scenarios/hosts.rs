@@ -191,3 +191,24 @@ async fn an_identity_that_is_no_more_is_told() {
     mic.stop().await;
     world.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_system_assigned_identity_that_came_since_the_last_look_is_preserved() {
+    let world = World::new().await;
+    let set = world.set("pool").await;
+    world.bound("one").await;
+    world.bound("two").await;
+    let mic = world.start(config("mic-0")).await;
+    world.pod("default", "a", "pool-0", "one").await;
+    until!("assigned", world.assigned().await == 1);
+    let system = world.azure.enable_system(&set);
+    assert!(system.is_some());
+    world.pod("default", "b", "pool-0", "two").await;
+    until!("assigned", world.assigned().await == 2);
+    assert_eq!(world.azure.system(&set), system);
+    world.delete("Pod", "default", "a").await;
+    until!("detached", world.on(&set) == names(["two"]));
+    assert_eq!(world.azure.system(&set), system);
+    mic.stop().await;
+    world.end().await;
+}

@@ -132,7 +132,7 @@ impl Hosts for Cloud {
         host: &'a HostKey,
         seen: &'a OnHost,
         change: &'a HostChange,
-    ) -> BoxFuture<'a, Result<(), HostError>> {
+    ) -> BoxFuture<'a, Result<Option<String>, HostError>> {
         Box::pin(async move { Hosts::patch(&self.arm(), host, seen, change).await })
     }
 

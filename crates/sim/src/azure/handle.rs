@@ -64,7 +64,8 @@ impl Handle {
         self.world.directory.lock().hosts.remove(&key(id));
     }
 
-    fn host_id(&self, kind: HostKind, group: &str, name: &str) -> String {
+    /// The ARM id of a host, whether or not it exists.
+    pub fn host_id(&self, kind: HostKind, group: &str, name: &str) -> String {
         let kind = match kind {
             HostKind::VirtualMachine => "virtualMachines",
             HostKind::ScaleSet => "virtualMachineScaleSets",
@@ -162,8 +163,11 @@ impl Handle {
     pub fn enable_system(&self, host: &str) -> Option<String> {
         let mut directory = self.world.directory.lock();
         let host = directory.hosts.get_mut(&key(host))?;
-        let (principal, _) = host.system.get_or_insert_with(|| (guid(), guid()));
-        Some(principal.clone())
+        if host.system.is_none() {
+            host.system = Some((guid(), guid()));
+            host.etag += 1;
+        }
+        host.system.as_ref().map(|(principal, _)| principal.clone())
     }
 
     /// The principal of a host's system-assigned identity, where it has one.

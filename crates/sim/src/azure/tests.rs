@@ -95,7 +95,8 @@ impl Rig {
             .map(|id| ResourceId::parse(id).unwrap())
             .collect();
         let observed = self.observed().await;
-        self.arm.update(&self.host, &observed, &ids, &[]).await
+        let updated = self.arm.update(&self.host, &observed, &ids, &[]).await;
+        updated.map(drop)
     }
 }
 

@@ -115,6 +115,7 @@ pub struct Error {
     message: String,
     retry_after: Option<Duration>,
     identities: Vec<ResourceId>,
+    accepted: bool,
 }
 
 impl std::error::Error for Error {}
@@ -142,6 +143,7 @@ impl Error {
             message: clip(&message.to_string()),
             retry_after: None,
             identities: Vec::new(),
+            accepted: false,
         }
     }
 
@@ -178,6 +180,18 @@ impl Error {
     /// The identities that the answer blames, where it names them.
     pub fn identities(&self) -> &[ResourceId] {
         &self.identities
+    }
+
+    /// Whether Azure had begun with what it then failed to finish, so that it may be done in part.
+    pub fn is_begun(&self) -> bool {
+        self.accepted
+    }
+
+    pub(crate) fn begun(self) -> Self {
+        Self {
+            accepted: true,
+            ..self
+        }
     }
 
     /// Whether the same request may succeed later without anyone's doing.
@@ -227,6 +241,7 @@ impl Error {
             message,
             retry_after: retry_after(headers),
             identities,
+            accepted: false,
         }
     }
 

@@ -22,6 +22,8 @@ const BURST: Duration = Duration::from_secs(60);
 const LONGEST_SETTLE: Duration = Duration::from_secs(15);
 /// The longest wait after a failure, in units of the retry interval.
 const LONGEST: u32 = 300;
+/// What is about to be called podid's own must not have been there so long before.
+const STALE: Duration = Duration::from_secs(30);
 /// After this many failures in a row people are told.
 pub(crate) const LASTING: u32 = 3;
 /// A host where nothing differs is read ever less often, down to once in this many reconcile intervals.
@@ -42,6 +44,8 @@ pub(crate) struct Host {
     /// What podid attached, and as the record of it says.
     pub(crate) owned: Owned,
     pub(crate) recorded: Owned,
+    /// What is called owned for the first time because of the change that is about to be made.
+    claimed: BTreeSet<ResourceId>,
     pub(crate) wake: Arc<Notify>,
     /// Since when each wanted identity is wanted, and each unwanted one is not.
     since: BTreeMap<ResourceId, Instant>,
@@ -116,6 +120,7 @@ impl Host {
             seen: None,
             owned: Owned::new(),
             recorded: Owned::new(),
+            claimed: BTreeSet::new(),
             wake: Arc::default(),
             since: BTreeMap::new(),
             left: BTreeMap::new(),
@@ -228,12 +233,16 @@ impl Host {
         }
         let linger_ends = plan.next_due().map(|rest| now + rest);
         if let Some(change) = self.change(&seen, plan, now, config, quarantine) {
-            if seen.etag.is_none() && !self.fresh {
+            let stale = self.looked.is_none_or(|at| at + STALE < now);
+            if (seen.etag.is_none() && !self.fresh) || (stale && !change.attach.is_empty()) {
                 return Move::Look;
             }
             for id in &change.attach {
                 let user = self.wanted.get(id).and_then(BTreeSet::first);
-                self.owned.insert(id.clone(), user.and_then(&client_id));
+                let client = user.and_then(&client_id);
+                if self.owned.insert(id.clone(), client).is_none() {
+                    self.claimed.insert(id.clone());
+                }
             }
             if self.owned != self.recorded {
                 return Move::Record(self.owned.clone());
@@ -436,9 +445,9 @@ impl Host {
     /// The record says something else: another leader attached that, and may have changed more.
     pub(crate) fn learnt(&mut self, theirs: Owned) {
         for (id, client) in &theirs {
-            self.owned
-                .entry(id.clone())
-                .or_insert_with(|| client.clone());
+            let ours = self.owned.entry(id.clone());
+            ours.or_insert_with(|| client.clone());
+            self.claimed.remove(id);
         }
         self.recorded = theirs;
         self.looked = None;
@@ -453,6 +462,7 @@ impl Host {
         let mut touched = BTreeSet::new();
         self.trouble = None;
         self.calm = 0;
+        self.claimed.clear();
         self.suspects.cleared(&change.attach);
         if let Some(seen) = self.seen.as_mut().map(Arc::make_mut) {
             seen.etag = version;
@@ -484,6 +494,9 @@ impl Host {
         let batch = change.map_or(&[][..], |change| &change.attach);
         let mut apart = Vec::new();
         let mut news = false;
+        if change.is_some() {
+            self.disown(error.begun);
+        }
         if error.fault.is_of_identity() && !batch.is_empty() && !self.blames_what_is_there(error) {
             apart = self.convict(now, config, error, batch, quarantine);
         } else {
@@ -508,6 +521,17 @@ impl Host {
         Failure {
             apart,
             touched: touched.into_iter().collect(),
+        }
+    }
+
+    /// A change was not made; or it was `begun`, and what it did must be looked at. If what it was to attach is there later though it
+    /// was not made, then somebody else has attached it.
+    fn disown(&mut self, begun: bool) {
+        let claimed = std::mem::take(&mut self.claimed);
+        if begun {
+            self.looked = None;
+        } else {
+            self.owned.retain(|id, _| !claimed.contains(id));
         }
     }
 

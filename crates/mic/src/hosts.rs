@@ -101,6 +101,8 @@ pub struct HostError {
     pub identities: Vec<ResourceId>,
     /// How long Azure asked to wait.
     pub retry_after: Option<Duration>,
+    /// Whether the change may have been made, or a part of it.
+    pub begun: bool,
 }
 
 /// Reads and changes the identities of virtual machines and scale sets. Calls end by themselves within a bounded time.
@@ -185,6 +187,7 @@ impl From<Error> for HostError {
             text: error.to_string(),
             identities: error.identities().to_vec(),
             retry_after: error.retry_after(),
+            begun: error.is_begun() || fault == Fault::Unavailable,
         }
     }
 }

@@ -181,6 +181,7 @@ async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut Strin
                 text,
                 identities: Vec::new(),
                 retry_after: None,
+                begun: false,
             };
             failed(context, key, &error, None, said);
         }

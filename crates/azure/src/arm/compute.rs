@@ -98,7 +98,7 @@ impl Arm {
                 )
                 .await?;
             version = answer.body["etag"].as_str().map(str::to_owned);
-            self.settle(host, &answer).await?;
+            self.settle(host, &answer).await.map_err(Error::begun)?;
         }
         Ok(version)
     }

@@ -45,6 +45,7 @@ pub(crate) fn fault(fault: Fault, retry_after: Option<u64>) -> HostError {
         text: format!("fault {}", fault.name()),
         identities: Vec::new(),
         retry_after: retry_after.map(Duration::from_secs),
+        begun: fault == Fault::Unavailable,
     }
 }
 
@@ -85,6 +86,7 @@ impl FakeAzure {
             text: "FailedIdentityOperation: an identity was not found".to_owned(),
             identities: if world.names { bad } else { Vec::new() },
             retry_after: None,
+            begun: false,
         })
     }
 }

@@ -212,3 +212,27 @@ async fn a_system_assigned_identity_that_came_since_the_last_look_is_preserved()
     mic.stop().await;
     world.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_attached_since_the_last_look_is_theirs() {
+    let world = World::new().await;
+    let set = world.set("pool").await;
+    world.bound("one").await;
+    let theirs = world.bound("theirs").await;
+    let mic = world.start(config("mic-0")).await;
+    world.pod("default", "a", "pool-0", "one").await;
+    until!("assigned", world.assigned().await == 1);
+    for (pod, wait) in [("soon", 1), ("late", 100)] {
+        world.wait(wait).await;
+        world.azure.attach(&set, &theirs);
+        world.pod("default", pod, "pool-0", "theirs").await;
+        until!("assigned", world.assigned().await == 2);
+        world.delete("Pod", "default", pod).await;
+        until!("released", world.assignments().await.len() == 1);
+        world.wait(300).await;
+        assert_eq!(world.on(&set), names(["one", "theirs"]));
+        world.azure.detach(&set, &theirs.id);
+    }
+    mic.stop().await;
+    world.end().await;
+}

@@ -1,6 +1,7 @@
 //! AzureAssignedIdentity objects: which must be made, changed or taken away, decided from the index.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
@@ -9,7 +10,7 @@ use podid_api::assigned::{
     AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus, FINALIZER,
     NODE_LABEL, SHARED_NAMESPACE, State as Stage, name, unmistakable_name,
 };
-use podid_policy::desired::{Assignment, AssignmentKey};
+use podid_policy::desired::{Assignment, AssignmentKey, Desired};
 use podid_policy::facts::ObjectKey;
 use podid_policy::ids::ResourceId;
 use podid_policy::matching::Scope;
@@ -49,15 +50,15 @@ struct WatchedStatus {
 pub(crate) struct Object {
     pub(crate) key: ObjectKey,
     pub(crate) assignment: AssignmentKey,
-    version: String,
-    uid: String,
-    node: String,
+    version: Box<str>,
+    uid: Box<str>,
+    node: Arc<str>,
     labelled: bool,
     finalizer: bool,
-    other_finalizers: Vec<String>,
+    other_finalizers: Box<[String]>,
     deleting: bool,
     stage: Stage,
-    message: String,
+    message: Box<str>,
     resource: Option<ResourceId>,
     binding: Option<ObjectKey>,
     fingerprint: u64,
@@ -91,15 +92,15 @@ impl Object {
                 pod: facts.pod,
                 identity: facts.identity.name,
             },
-            version: object.resource_version().unwrap_or_default(),
-            uid: object.uid().unwrap_or_default(),
+            version: object.resource_version().unwrap_or_default().into(),
+            uid: object.uid().unwrap_or_default().into(),
             labelled: labelled || facts.node.len() > MAX_LABEL,
-            node: facts.node,
+            node: facts.node.into(),
             finalizer: !ours.is_empty(),
-            other_finalizers: others,
+            other_finalizers: others.into(),
             deleting: facts.deleting,
             stage: facts.state,
-            message: status.message,
+            message: status.message.into(),
             resource: copies
                 .as_ref()
                 .and_then(|(identity, _)| identity.resource_id().cloned()),
@@ -107,6 +108,27 @@ impl Object {
             fingerprint: copies.map_or(0, |(i, b)| fingerprint(&embed::copies(&i, &b))),
             key: facts.key,
         })
+    }
+
+    /// Shares what the index knows too, as there may be very many objects.
+    pub(crate) fn share(&mut self, desired: &mut Desired) {
+        self.node = desired.share(&self.node);
+        self.key.namespace = desired.share(&self.key.namespace);
+        if let Some(binding) = &mut self.binding {
+            binding.namespace = desired.share(&binding.namespace);
+            binding.name = desired.share(&binding.name);
+        }
+        let Some(known) = desired.get(&self.assignment) else {
+            let pod = &mut self.assignment.pod;
+            pod.namespace = desired.share(&pod.namespace);
+            self.assignment.identity = desired.share(&self.assignment.identity);
+            return;
+        };
+        self.assignment = known.key();
+        let resource = known.identity.resource_id();
+        if self.resource.as_ref() == resource {
+            self.resource = resource.cloned();
+        }
     }
 
     /// The node that it shows.
@@ -163,7 +185,7 @@ pub(crate) fn decide(
                 let binding = object.binding.clone();
                 news = news.or(binding.map(|binding| News::Removed {
                     binding,
-                    node: object.node.clone(),
+                    node: object.node.to_string(),
                 }));
             }
             (steps, news)
@@ -243,9 +265,9 @@ fn stage(state: &State, assignment: &Assignment, object: Option<&Object>) -> (St
         }
         // Not known: what the object says stands, unless it shows another identity or another host.
         None => {
-            match object.filter(|o| o.resource.as_ref() == Some(id) && o.node == *assignment.node) {
+            match object.filter(|o| o.resource.as_ref() == Some(id) && o.node == assignment.node) {
                 Some(object) if object.stage == Stage::Assigned => (Stage::Assigned, String::new()),
-                Some(object) => (Stage::Created, object.message.clone()),
+                Some(object) => (Stage::Created, object.message.to_string()),
                 None => (Stage::Created, String::new()),
             }
         }
@@ -284,11 +306,11 @@ fn change(assignment: &Assignment, object: &Object, stage: Stage, message: &str)
     let mut metadata = Map::new();
     let mut spec = Map::new();
     if !object.finalizer {
-        let mut finalizers = object.other_finalizers.clone();
+        let mut finalizers = object.other_finalizers.to_vec();
         finalizers.push(FINALIZER.to_owned());
         metadata.insert("finalizers".to_owned(), json!(finalizers));
     }
-    let moved = object.node != *assignment.node;
+    let moved = object.node != assignment.node;
     if moved {
         spec.insert("nodename".to_owned(), json!(&*assignment.node));
     }
@@ -304,7 +326,7 @@ fn change(assignment: &Assignment, object: &Object, stage: Stage, message: &str)
     if !spec.is_empty() {
         body.insert("spec".to_owned(), Value::Object(spec));
     }
-    if object.stage != stage || object.message != message {
+    if object.stage != stage || *object.message != *message {
         let message = Some(message).filter(|text| !text.is_empty());
         let status = json!({ "status": stage.name(), "message": message });
         body.insert("status".to_owned(), status);
@@ -326,7 +348,7 @@ fn remove(object: &Object) -> Step {
     });
     Step::Remove {
         key: object.key.clone(),
-        uid: object.uid.clone(),
+        uid: object.uid.to_string(),
         patch,
         delete: !object.deleting,
     }

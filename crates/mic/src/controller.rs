@@ -36,7 +36,7 @@ pub(crate) struct State {
     pub(crate) desired: Desired,
     /// The AzureAssignedIdentity objects, a few fields of each.
     pub(crate) objects: HashMap<ObjectKey, Object>,
-    by_key: HashMap<AssignmentKey, BTreeSet<ObjectKey>>,
+    by_key: HashMap<AssignmentKey, Vec<ObjectKey>>,
     pub(crate) hosts: HashMap<Arc<HostKey>, Host>,
     /// `metadata.uid` and `resourceVersion` of identities and bindings.
     pub(crate) identities: HashMap<ObjectKey, Meta>,
@@ -139,7 +139,7 @@ impl State {
     }
 
     /// An AzureAssignedIdentity exists and looks like this. What is older than what is known is ignored.
-    pub(crate) fn apply_object(&mut self, object: Object) -> Effects {
+    pub(crate) fn apply_object(&mut self, mut object: Object) -> Effects {
         let key = object.key.clone();
         if self
             .objects
@@ -148,12 +148,16 @@ impl State {
         {
             return Effects::default();
         }
+        object.share(&mut self.desired);
+        let key = object.key.clone();
         let mut effects = Effects::default();
         effects.keys.insert(object.assignment.clone());
-        self.by_key
-            .entry(object.assignment.clone())
-            .or_default()
-            .insert(key.clone());
+        let listed = self.by_key.entry(object.assignment.clone());
+        // There is hardly ever a second.
+        let listed = listed.or_insert_with(|| Vec::with_capacity(1));
+        if !listed.contains(&key) {
+            listed.push(key.clone());
+        }
         if let Some(old) = self.objects.insert(key.clone(), object)
             && !self.still_named(&old, &key)
         {
@@ -258,7 +262,7 @@ impl State {
 
     fn unlist(&mut self, assignment: &AssignmentKey, key: &ObjectKey) -> Effects {
         if let Some(keys) = self.by_key.get_mut(assignment) {
-            keys.remove(key);
+            keys.retain(|known| known != key);
             if keys.is_empty() {
                 self.by_key.remove(assignment);
             }

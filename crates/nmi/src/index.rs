@@ -337,7 +337,7 @@ impl Index {
                     continue;
                 };
                 if let Some(identity) = self.named_by(binding)
-                    && grants(self.scope, binding, identity, pod)
+                    && grants(self.scope, binding, identity, &**pod)
                     && counts(pod, identity)
                 {
                     found.insert(identity.key.clone(), Arc::clone(identity));

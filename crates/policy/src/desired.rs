@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::facts::{BindingFacts, IdentityFacts, ObjectKey, PodFacts};
 use crate::ids::HostKey;
-use crate::matching::{BINDING_LABEL, Scope, grants};
+use crate::matching::{BINDING_LABEL, Claim, Scope, grants};
+use crate::names::Names;
 
 /// Names an assignment: a pod has at most one of an AzureIdentity's name, as the objects that show it are named by both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +55,28 @@ pub struct Delta {
     pub after: Option<Assignment>,
 }
 
+/// What is kept of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pod {
+    uid: Arc<str>,
+    /// What it asks for, by its label.
+    selector: Option<Arc<str>>,
+    account: Arc<str>,
+    node: Option<Arc<str>>,
+    live: bool,
+}
+
+impl Pod {
+    fn claim<'a>(&'a self, key: &'a ObjectKey) -> Claim<'a> {
+        Claim {
+            namespace: &key.namespace,
+            selector: self.selector.as_deref(),
+            service_account: &self.account,
+            live: self.live,
+        }
+    }
+}
+
 /// Where a selector is looked up: in one namespace, or in all together.
 type Reach = (Option<Arc<str>>, Arc<str>);
 
@@ -61,7 +84,7 @@ type Reach = (Option<Arc<str>>, Arc<str>);
 #[derive(Debug, Clone)]
 pub struct Desired {
     scope: Scope,
-    pods: HashMap<ObjectKey, PodFacts>,
+    pods: HashMap<ObjectKey, Pod>,
     bindings: HashMap<ObjectKey, Arc<BindingFacts>>,
     identities: HashMap<ObjectKey, Arc<IdentityFacts>>,
     nodes: HashMap<Arc<str>, Arc<HostKey>>,
@@ -69,7 +92,9 @@ pub struct Desired {
     pods_by_node: Groups<Arc<str>>,
     bindings_by_selector: Groups<Reach>,
     bindings_by_identity: Groups<ObjectKey>,
-    assignments: HashMap<ObjectKey, BTreeMap<Arc<str>, Assignment>>,
+    /// Those of each pod, in the order of the identities' names.
+    assignments: HashMap<ObjectKey, Box<[Assignment]>>,
+    names: Names,
 }
 
 impl Desired {
@@ -86,17 +111,23 @@ impl Desired {
             bindings_by_selector: Groups::default(),
             bindings_by_identity: Groups::default(),
             assignments: HashMap::new(),
+            names: Names::default(),
         }
     }
 
     /// A pod exists and looks like this.
-    pub fn apply_pod(&mut self, pod: PodFacts) -> Vec<Delta> {
-        if self.pods.get(&pod.key) == Some(&pod) {
+    pub fn apply_pod(&mut self, facts: PodFacts) -> Vec<Delta> {
+        let pod = self.keep(&facts);
+        if self.pods.get(&facts.key) == Some(&pod) {
             return Vec::new();
         }
-        self.forget_pod(&pod.key);
-        let key = pod.key.clone();
-        if let Some(reach) = self.reach_of(&pod) {
+        self.forget_pod(&facts.key);
+        let key = ObjectKey {
+            namespace: self.names.share(&facts.key.namespace),
+            name: facts.key.name,
+        };
+        if let Some(selector) = &pod.selector {
+            let reach = self.reach(&key.namespace, selector);
             self.pods_by_selector.add(reach, &key);
         }
         if let Some(node) = &pod.node {
@@ -104,6 +135,18 @@ impl Desired {
         }
         self.pods.insert(key.clone(), pod);
         self.refresh([key])
+    }
+
+    fn keep(&mut self, pod: &PodFacts) -> Pod {
+        let names = &mut self.names;
+        let selector = pod.labels.get(BINDING_LABEL);
+        Pod {
+            uid: pod.uid.clone(),
+            selector: selector.map(|selector| names.share(selector)),
+            account: names.share(&pod.service_account),
+            node: pod.node.as_deref().map(|node| names.share(node)),
+            live: pod.is_live(),
+        }
     }
 
     /// A pod is gone.
@@ -169,7 +212,13 @@ impl Desired {
 
     /// The assignment of this name, where it must exist.
     pub fn get(&self, key: &AssignmentKey) -> Option<&Assignment> {
-        self.assignments.get(&key.pod)?.get(&key.identity)
+        let all = self.assignments.get(&key.pod)?;
+        all.iter().find(|a| a.identity.key.name == key.identity)
+    }
+
+    /// The text, shared with the index where it is the name of something there.
+    pub fn share(&mut self, text: &str) -> Arc<str> {
+        self.names.share(text)
     }
 
     /// An identity that was seen.
@@ -184,7 +233,7 @@ impl Desired {
 
     /// All assignments, in no particular order.
     pub fn assignments(&self) -> impl Iterator<Item = &Assignment> {
-        self.assignments.values().flat_map(BTreeMap::values)
+        self.assignments.values().flatten()
     }
 
     /// The keys of all pods that were seen, for comparison with a complete list.
@@ -202,21 +251,17 @@ impl Desired {
         self.identities.keys()
     }
 
-    fn reach(&self, namespace: &Arc<str>, selector: &str) -> Reach {
+    fn reach(&self, namespace: &Arc<str>, selector: &Arc<str>) -> Reach {
         let namespace = (self.scope == Scope::Namespaced).then(|| namespace.clone());
-        (namespace, selector.into())
-    }
-
-    fn reach_of(&self, pod: &PodFacts) -> Option<Reach> {
-        let selector = pod.labels.get(BINDING_LABEL)?;
-        Some(self.reach(&pod.key.namespace, selector))
+        (namespace, selector.clone())
     }
 
     fn forget_pod(&mut self, key: &ObjectKey) {
         let Some(old) = self.pods.remove(key) else {
             return;
         };
-        if let Some(reach) = self.reach_of(&old) {
+        if let Some(selector) = &old.selector {
+            let reach = self.reach(&key.namespace, selector);
             self.pods_by_selector.remove(&reach, key);
         }
         if let Some(node) = &old.node {
@@ -258,61 +303,57 @@ impl Desired {
         deltas
     }
 
-    fn assignments_of(&self, pod: &ObjectKey) -> BTreeMap<Arc<str>, Assignment> {
-        let mut best: BTreeMap<Arc<str>, (&Arc<BindingFacts>, &Arc<IdentityFacts>)> =
+    fn assignments_of(&self, key: &ObjectKey) -> Box<[Assignment]> {
+        let Some(pod) = self.pods.get(key).filter(|pod| pod.live) else {
+            return Box::default();
+        };
+        let (Some(selector), Some(node)) = (&pod.selector, &pod.node) else {
+            return Box::default();
+        };
+        let mut best: BTreeMap<&Arc<str>, (&Arc<BindingFacts>, &Arc<IdentityFacts>)> =
             BTreeMap::new();
-        let Some(pod) = self.pods.get(pod).filter(|pod| pod.is_live()) else {
-            return BTreeMap::new();
-        };
-        let Some(reach) = self.reach_of(pod) else {
-            return BTreeMap::new();
-        };
-        for key in self.bindings_by_selector.of(&reach) {
-            let Some(binding) = self.bindings.get(&key) else {
+        for found in self
+            .bindings_by_selector
+            .of(&self.reach(&key.namespace, selector))
+        {
+            let Some(binding) = self.bindings.get(&found) else {
                 continue;
             };
             let Some(identity) = self.identities.get(&named_by(binding)) else {
                 continue;
             };
-            if !grants(self.scope, binding, identity, pod) {
+            if !grants(self.scope, binding, identity, pod.claim(key)) {
                 continue;
             }
-            let name = identity.key.name.clone();
-            let found = (binding, identity);
+            let (name, found) = (&identity.key.name, (binding, identity));
             let better = best
-                .get(&name)
-                .is_none_or(|known| rank(pod, found) < rank(pod, *known));
+                .get(name)
+                .is_none_or(|known| rank(key, found) < rank(key, *known));
             if better {
                 best.insert(name, found);
             }
         }
-        let Some(node) = &pod.node else {
-            return BTreeMap::new();
-        };
-        best.into_iter()
-            .map(|(name, (binding, identity))| {
-                let assignment = Assignment {
-                    pod: pod.key.clone(),
-                    uid: pod.uid.clone(),
-                    node: node.clone(),
-                    host: self.nodes.get(node).cloned(),
-                    identity: identity.clone(),
-                    binding: binding.clone(),
-                };
-                (name, assignment)
-            })
-            .collect()
+        let host = self.nodes.get(node);
+        let assigned = best.into_values().map(|(binding, identity)| Assignment {
+            pod: key.clone(),
+            uid: pod.uid.clone(),
+            node: node.clone(),
+            host: host.cloned(),
+            identity: identity.clone(),
+            binding: binding.clone(),
+        });
+        assigned.collect()
     }
 }
 
 /// Where several identities of one name are granted the first in this order is taken: the pod's own namespace comes first;
 /// of several bindings of one identity the heaviest.
 fn rank<'a>(
-    pod: &PodFacts,
+    pod: &ObjectKey,
     (binding, identity): (&'a Arc<BindingFacts>, &'a Arc<IdentityFacts>),
 ) -> (bool, &'a Arc<str>, Reverse<i32>, &'a Arc<str>) {
     (
-        identity.key.namespace != pod.key.namespace,
+        identity.key.namespace != pod.namespace,
         &identity.key.namespace,
         Reverse(binding.weight),
         &binding.key.name,
@@ -326,13 +367,12 @@ fn named_by(binding: &BindingFacts) -> ObjectKey {
     }
 }
 
-fn compare(
-    mut before: BTreeMap<Arc<str>, Assignment>,
-    after: &BTreeMap<Arc<str>, Assignment>,
-    deltas: &mut Vec<Delta>,
-) {
-    for (name, new) in after {
-        let old = before.remove(name);
+fn compare(before: Box<[Assignment]>, after: &[Assignment], deltas: &mut Vec<Delta>) {
+    let mut before = before.into_vec();
+    for new in after {
+        let name = &new.identity.key.name;
+        let same = before.iter().position(|old| old.identity.key.name == *name);
+        let old = same.map(|at| before.swap_remove(at));
         if old.as_ref() != Some(new) {
             deltas.push(Delta {
                 before: old,
@@ -340,7 +380,7 @@ fn compare(
             });
         }
     }
-    deltas.extend(before.into_values().map(|old| Delta {
+    deltas.extend(before.into_iter().map(|old| Delta {
         before: Some(old),
         after: None,
     }));

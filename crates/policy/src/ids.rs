@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 /// The longest Azure resource id that is accepted, in bytes. Azure's own names add up to far less.
 pub const MAX_RESOURCE_ID: usize = 1024;
@@ -26,9 +27,9 @@ pub enum IdError {
     NotAHost(String),
 }
 
-/// Text as written, compared and hashed without regard to ASCII case.
+/// Text as written, cheap to copy, compared and hashed without regard to ASCII case.
 #[derive(Clone)]
-struct Folded(Box<str>);
+struct Folded(Arc<str>);
 
 impl PartialEq for Folded {
     fn eq(&self, other: &Self) -> bool {

@@ -7,6 +7,7 @@ pub mod desired;
 pub mod facts;
 pub mod ids;
 pub mod matching;
+pub mod names;
 pub mod plan;
 pub mod reason;
 pub mod verdict;

@@ -15,29 +15,54 @@ pub enum Scope {
     AcrossNamespaces,
 }
 
+/// What decides whether a binding selects a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// The value of its label [`BINDING_LABEL`].
+    pub selector: Option<&'a str>,
+    /// Its service account.
+    pub service_account: &'a str,
+    /// Whether it counts: scheduled to a node and not finished.
+    pub live: bool,
+}
+
+impl<'a> From<&'a PodFacts> for Claim<'a> {
+    fn from(pod: &'a PodFacts) -> Self {
+        Self {
+            namespace: &pod.key.namespace,
+            selector: pod.labels.get(BINDING_LABEL).map(String::as_str),
+            service_account: &pod.service_account,
+            live: pod.is_live(),
+        }
+    }
+}
+
 /// Whether the binding selects the pod, by label, service account and namespace. The identity's own restriction is
 /// [`grants`]'s business.
-pub fn selects(scope: Scope, binding: &BindingFacts, pod: &PodFacts) -> bool {
+pub fn selects<'a>(scope: Scope, binding: &BindingFacts, pod: impl Into<Claim<'a>>) -> bool {
+    let pod = pod.into();
     let labelled = pod
-        .labels
-        .get(BINDING_LABEL)
-        .is_some_and(|value| !value.is_empty() && **value == *binding.selector);
-    let account = binding.service_accounts.is_empty()
-        || binding.service_accounts.contains(&pod.service_account);
-    let reach = scope == Scope::AcrossNamespaces || binding.key.namespace == pod.key.namespace;
-    pod.is_live() && labelled && account && reach
+        .selector
+        .is_some_and(|value| !value.is_empty() && *value == *binding.selector);
+    let accounts = &binding.service_accounts;
+    let account = accounts.is_empty() || accounts.iter().any(|a| **a == *pod.service_account);
+    let reach = scope == Scope::AcrossNamespaces || *binding.key.namespace == *pod.namespace;
+    pod.live && labelled && account && reach
 }
 
 /// Whether the binding grants the identity to the pod.
-pub fn grants(
+pub fn grants<'a>(
     scope: Scope,
     binding: &BindingFacts,
     identity: &IdentityFacts,
-    pod: &PodFacts,
+    pod: impl Into<Claim<'a>>,
 ) -> bool {
+    let pod = pod.into();
     let named =
         binding.identity == identity.key.name && binding.key.namespace == identity.key.namespace;
-    let home = !identity.namespaced || identity.key.namespace == pod.key.namespace;
+    let home = !identity.namespaced || *identity.key.namespace == *pod.namespace;
     named && home && selects(scope, binding, pod)
 }
 

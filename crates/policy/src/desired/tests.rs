@@ -174,13 +174,13 @@ fn an_event_touches_only_its_own_pods() {
 /// The rules applied to everything at once.
 fn naive(index: &Desired) -> BTreeMap<AssignmentKey, Assignment> {
     let mut all: BTreeMap<AssignmentKey, Vec<Assignment>> = BTreeMap::new();
-    for pod in index.pods.values() {
+    for (key, pod) in &index.pods {
         for binding in index.bindings.values() {
             for identity in index.identities.values() {
-                if grants(index.scope, binding, identity, pod) {
+                if grants(index.scope, binding, identity, pod.claim(key)) {
                     let node = pod.node.clone().unwrap();
                     let found = Assignment {
-                        pod: pod.key.clone(),
+                        pod: key.clone(),
                         uid: pod.uid.clone(),
                         host: index.nodes.get(&node).cloned(),
                         node,

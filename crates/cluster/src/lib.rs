@@ -5,6 +5,7 @@ pub mod events;
 #[cfg(test)]
 mod fake;
 pub mod lease;
+pub mod lenient;
 pub mod secrets;
 pub mod status;
 pub mod taint;

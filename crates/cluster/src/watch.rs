@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use futures::{Stream, StreamExt as _, pin_mut};
-use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource};
@@ -12,6 +11,8 @@ use podid_policy::facts::ObjectKey;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch::Sender;
 use tokio_util::sync::CancellationToken;
+
+use crate::lenient::Lenient;
 
 /// What happened to the watched objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +39,7 @@ pub struct Health {
 /// Watches `K` until shutdown and tells every change to `sink`. Interruptions are retried with back-off for ever and shown in
 /// `health`. An object that cannot be read is logged, counted, and treated as gone.
 pub async fn watch<K>(
-    api: Api<DeserializeGuard<K>>,
+    api: Api<Lenient<K>>,
     config: watcher::Config,
     sink: impl FnMut(Change<K>),
     health: Sender<Health>,
@@ -58,7 +59,7 @@ async fn follow<K, S>(
     shutdown: CancellationToken,
 ) where
     K: Resource<DynamicType = ()>,
-    S: Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>>,
+    S: Stream<Item = Result<Event<Lenient<K>>, watcher::Error>>,
 {
     pin_mut!(stream);
     let mut listing = BTreeSet::new();
@@ -82,7 +83,7 @@ async fn follow<K, S>(
 }
 
 fn step<K: Resource<DynamicType = ()>>(
-    event: Event<DeserializeGuard<K>>,
+    event: Event<Lenient<K>>,
     listing: &mut BTreeSet<ObjectKey>,
     sink: &mut impl FnMut(Change<K>),
     health: &Sender<Health>,
@@ -111,7 +112,7 @@ fn step<K: Resource<DynamicType = ()>>(
 }
 
 fn readable<K: Resource<DynamicType = ()>>(
-    object: DeserializeGuard<K>,
+    object: Lenient<K>,
     health: &Sender<Health>,
 ) -> Option<K> {
     let name = key(&object);
@@ -151,7 +152,7 @@ mod tests {
     use kube::ResourceExt as _;
     use serde_json::json;
 
-    type Object = DeserializeGuard<ConfigMap>;
+    type Object = Lenient<ConfigMap>;
 
     fn object(name: &str, data: serde_json::Value) -> Object {
         serde_json::from_value(json!({

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Resource, ResourceExt as _};
 use podid_api::binding::AzureIdentityBinding;
 use podid_api::exception::AzurePodIdentityException;
 use podid_api::identity::{AzureIdentity, AzureIdentitySpec};
+use podid_cluster::lenient::Lenient;
 use podid_cluster::watch::{Change, Health, watch};
 use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
 use podid_policy::ids::HostKey;
@@ -121,7 +121,7 @@ impl Start<'_> {
     {
         let (sender, health) = tokio::sync::watch::channel(Health::default());
         self.healths.push((kind, health));
-        let api: Api<DeserializeGuard<K>> = Api::all(self.context.client.clone());
+        let api: Api<Lenient<K>> = Api::all(self.context.client.clone());
         let (context, shutdown) = (self.context.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
             let sink = move |change| apply(&context, change);

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use podid_api::ObjectError;
@@ -13,6 +13,7 @@ use podid_api::assigned::{AzureAssignedIdentity, NODE_LABEL};
 use podid_api::binding::AzureIdentityBinding;
 use podid_api::exception::AzurePodIdentityException;
 use podid_api::identity::AzureIdentity;
+use podid_cluster::lenient::Lenient;
 use podid_cluster::watch::{Change, Health, watch};
 use podid_policy::facts::ObjectKey;
 use serde::de::DeserializeOwned;
@@ -127,7 +128,7 @@ impl Start<'_> {
     {
         let (health, healthy) = tokio::sync::watch::channel(Health::default());
         self.healths.push((kind.name, healthy));
-        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
+        let api: Api<Lenient<K>> = Api::all(self.client.clone());
         let (shared, shutdown) = (Arc::clone(self.shared), self.shutdown.clone());
         let name = kind.name;
         self.tasks.spawn(async move {

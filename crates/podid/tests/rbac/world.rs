@@ -1,0 +1,418 @@
+//! A real kube-apiserver with the roles of `podid manifests`, a simulated Azure, and `podid mic` as its service account.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use podid_sim::azure::{Azure, Handle, HostKind, Role};
+use podid_testkit::apiserver::ApiServer;
+use podid_testkit::process::Process;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
+const OURS: &str = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
+const RECORDS: &str =
+    "/api/v1/namespaces/podid/configmaps?labelSelector=aadpodidentity.k8s.io/record=host";
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases/aad-pod-identity-mic";
+
+pub struct World {
+    api: ApiServer,
+    client: Client,
+    azure: Handle,
+    roles: Vec<Value>,
+    kubeconfig: PathBuf,
+    scratch: tempfile::TempDir,
+    stop: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    pub async fn build() -> Self {
+        let stop = CancellationToken::new();
+        let azure = Azure::bind(podid_sim::azure::Config {
+            patch_latency: Duration::from_millis(5),
+            ..podid_sim::azure::Config::default()
+        });
+        let azure = azure.await.unwrap();
+        let (handle, arm, entra) = (azure.handle(), azure.arm(), azure.entra());
+        let until = stop.clone();
+        tokio::spawn(async move { azure.run(until).await });
+        let api = ApiServer::start().await.unwrap();
+        api.install_crds().await.unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let set = handle.create_host(HostKind::ScaleSet, "nodes", "pool");
+        let (application, principal) = handle.create_application("secret");
+        let scope = format!(
+            "/subscriptions/{}/resourceGroups/nodes",
+            handle.subscription()
+        );
+        for role in [
+            Role::VirtualMachineContributor,
+            Role::ManagedIdentityOperator,
+        ] {
+            handle.assign_role(&principal, role, &scope);
+        }
+        let write = |name: &str, value: Value| {
+            std::fs::write(scratch.path().join(name), value.to_string()).unwrap();
+        };
+        write(
+            "cloud.json",
+            json!({
+                "resourceManagerEndpoint": format!("http://{arm}/"),
+                "activeDirectoryEndpoint": format!("http://{entra}/"),
+                "tokenAudience": "https://management.azure.com/",
+            }),
+        );
+        write(
+            "azure.json",
+            json!({
+                "cloud": "AzureStackCloud", "tenantId": handle.tenant(),
+                "aadClientId": application, "aadClientSecret": "secret",
+            }),
+        );
+        let output = Command::new(PODID)
+            .args(["manifests", "--registry=example.azurecr.io/podid"])
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let applied = api.run_kubectl(&["apply", "-f", "-"], &printed).await;
+        assert!(applied.unwrap().status.success());
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&printed).unwrap();
+        let is_mics = |object: &Value| {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            object["rules"].is_array() && name.starts_with("podid-mic")
+        };
+        let client = api.client().await.unwrap();
+        let mut world = Self {
+            kubeconfig: scratch.path().join("kubeconfig"),
+            roles: objects.into_iter().filter(is_mics).collect(),
+            api,
+            client,
+            azure: handle,
+            scratch,
+            stop,
+        };
+        world.furnish(&set).await;
+        world
+    }
+
+    async fn furnish(&mut self, set: &str) {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "podid");
+        let request = TokenRequest::default();
+        let params = PostParams::default();
+        let made = accounts.create_token_request("podid-mic", &params, &request);
+        let token = made.await.unwrap().status.unwrap().token;
+        let admin = std::fs::read(self.api.kubeconfig()).unwrap();
+        let mut config: Value = serde_json::from_slice(&admin).unwrap();
+        config["users"][0]["user"] = json!({ "token": token });
+        std::fs::write(&self.kubeconfig, config.to_string()).unwrap();
+        self.create(
+            "/api/v1/nodes",
+            json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" },
+                "spec": { "providerID": Handle::provider_id(set, 0) },
+            }),
+        )
+        .await;
+        // The lock of the original's controller, free.
+        self.create("/api/v1/namespaces/default/endpoints", json!({
+            "apiVersion": "v1", "kind": "Endpoints", "metadata": { "name": "aad-pod-identity-mic" },
+        }))
+        .await;
+    }
+
+    /// What mic's roles grant: kind and name of the role, resource and verb.
+    pub fn granted(&self) -> Vec<(String, String, String, String)> {
+        let mut granted = Vec::new();
+        for role in &self.roles {
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            for rule in role["rules"].as_array().unwrap() {
+                for resource in rule["resources"].as_array().unwrap() {
+                    for verb in rule["verbs"].as_array().unwrap() {
+                        let of = (text(&role["kind"]), text(&role["metadata"]["name"]));
+                        granted.push((of.0, of.1, text(resource), text(verb)));
+                    }
+                }
+            }
+        }
+        granted
+    }
+
+    /// Takes one verb on one resource away from a role.
+    pub async fn without(&self, kind: &str, role: &str, resource: &str, verb: &str) {
+        let mut less = self.role(kind, role).clone();
+        let mut rules = Vec::new();
+        for rule in less["rules"].as_array().unwrap() {
+            // A rule for each resource, of which one has a verb less.
+            for one in rule["resources"].as_array().unwrap() {
+                let mut rule = rule.clone();
+                rule["resources"] = json!([one]);
+                if one == resource {
+                    rule["verbs"].as_array_mut().unwrap().retain(|v| v != verb);
+                }
+                rules.push(rule);
+            }
+        }
+        rules.retain(|rule| rule["verbs"] != json!([]));
+        less["rules"] = json!(rules);
+        self.put(&less).await;
+        self.until_authorizer_follows().await;
+    }
+
+    pub async fn restore(&self, kind: &str, role: &str) {
+        self.put(self.role(kind, role)).await;
+        self.until_authorizer_follows().await;
+    }
+
+    fn role(&self, kind: &str, role: &str) -> &Value {
+        let of = |r: &&Value| r["kind"] == kind && r["metadata"]["name"] == role;
+        self.roles.iter().find(of).unwrap()
+    }
+
+    async fn put(&self, role: &Value) {
+        let kind = role["kind"].as_str().unwrap();
+        let name = role["metadata"]["name"].as_str().unwrap();
+        let group = "/apis/rbac.authorization.k8s.io/v1";
+        let path = match role["metadata"]["namespace"].as_str() {
+            Some(namespace) if kind == "Role" => {
+                format!("{group}/namespaces/{namespace}/roles/{name}")
+            }
+            _ => format!("{group}/clusterroles/{name}"),
+        };
+        self.send("PUT", &path, Some(role)).await.unwrap();
+    }
+
+    /// The authorizer learns of changes by a watch, in order: once it knows a later one, it knows all.
+    async fn until_authorizer_follows(&self) {
+        static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let name = format!(
+            "probe-{}",
+            COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        );
+        let group = "/apis/rbac.authorization.k8s.io/v1";
+        let subject =
+            json!([{ "kind": "ServiceAccount", "name": "podid-mic", "namespace": "podid" }]);
+        for (kind, plural, scope) in [
+            ("ClusterRole", "clusterroles", ""),
+            ("Role", "roles", "/namespaces/podid"),
+            ("Role", "roles", "/namespaces/default"),
+        ] {
+            let place = if scope.ends_with("default") {
+                "default"
+            } else {
+                "podid"
+            };
+            let rules =
+                json!([{ "apiGroups": ["probe.podid.io"], "resources": [name], "verbs": ["get"] }]);
+            let meta = json!({ "name": name });
+            self.create(&format!("{group}{scope}/{plural}"), json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta, "rules": rules,
+            }))
+            .await;
+            let binding = format!("{kind}Binding");
+            let bindings = plural.replace("roles", "rolebindings");
+            self.create(&format!("{group}{scope}/{bindings}"), json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": binding, "metadata": meta, "subjects": subject,
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name },
+            }))
+            .await;
+            let mut attributes =
+                json!({ "group": "probe.podid.io", "resource": name, "verb": "get" });
+            if !scope.is_empty() {
+                attributes["namespace"] = json!(place);
+            }
+            let review = json!({
+                "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+                "spec": { "user": "system:serviceaccount:podid:podid-mic", "resourceAttributes": attributes },
+            });
+            let deadline = Instant::now() + Duration::from_secs(30);
+            loop {
+                let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+                if self.send("POST", path, Some(&review)).await.unwrap()["status"]["allowed"]
+                    == true
+                {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "the authorizer does not follow");
+                sleep(Duration::from_millis(20)).await;
+            }
+            for path in [
+                format!("{group}{scope}/{plural}/{name}"),
+                format!("{group}{scope}/{bindings}/{name}"),
+            ] {
+                self.send("DELETE", &path, None).await.unwrap();
+            }
+        }
+    }
+
+    /// An identity, a binding and an exception in the older spelling, and a pod; all by this name.
+    pub async fn need(&self, name: &str) {
+        let identity = self.azure.create_identity("nodes", name);
+        let ours = |kind: &str, spec: Value| {
+            json!({
+                "apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind, "metadata": { "name": name }, "spec": spec,
+            })
+        };
+        for (plural, kind, spec) in [
+            (
+                "azureidentities",
+                "AzureIdentity",
+                json!({ "type": 0, "ResourceID": identity.id, "ClientID": identity.client_id }),
+            ),
+            (
+                "azureidentitybindings",
+                "AzureIdentityBinding",
+                json!({ "AzureIdentity": name, "Selector": name }),
+            ),
+            (
+                "azurepodidentityexceptions",
+                "AzurePodIdentityException",
+                json!({ "PodLabels": { "none": name } }),
+            ),
+        ] {
+            self.create(&format!("{OURS}/{plural}"), ours(kind, spec))
+                .await;
+        }
+        self.create(
+            "/api/v1/namespaces/default/pods",
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": { "name": name, "labels": { "aadpodidbinding": name } },
+                "spec": { "nodeName": "n1", "containers": [{ "name": "app", "image": "app" }] },
+            }),
+        )
+        .await;
+    }
+
+    pub async fn remove_pods(&self) {
+        let path = "/api/v1/namespaces/default/pods?gracePeriodSeconds=0";
+        self.send("DELETE", path, None).await.unwrap();
+    }
+
+    pub async fn delete_lease(&self) {
+        self.send("DELETE", LEASE, None).await.unwrap();
+    }
+
+    pub fn start(&self, log: &str) -> Process {
+        let at = |name: &str| self.scratch.path().join(name);
+        let mut command = Command::new(PODID);
+        command
+            .args([
+                "mic",
+                "--http-probe-port=0",
+                "--prometheus-port=0",
+                "--namespace=podid",
+                "--linger=0s",
+            ])
+            .args(["--leader-election-instance=mic-0", "--log-format=json"])
+            .arg(format!("--cloudconfig={}", at("azure.json").display()))
+            .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
+            .env("AZURE_ENVIRONMENT_FILEPATH", at("cloud.json"));
+        Process::spawn(command, &at(log)).unwrap()
+    }
+
+    pub async fn until<F: Future<Output = bool>>(
+        &self,
+        mic: &Process,
+        what: &str,
+        holds: impl Fn() -> F,
+    ) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds().await {
+            assert!(
+                Instant::now() < deadline && !mic.has_ended(),
+                "never: {what}\n{}",
+                mic.log()
+            );
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn until_said(&self, mic: &Process, text: &str) {
+        let log = self.scratch.path().join("mic-less");
+        let said = || async {
+            std::fs::read_to_string(&log)
+                .unwrap_or_default()
+                .contains(text)
+        };
+        self.until(mic, text, said).await;
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        self.send("GET", path, None).await.unwrap_or_default()
+    }
+
+    pub async fn has_assignment(&self, name: &str) -> bool {
+        let path = format!("{OURS}/azureassignedidentities/{name}-default-{name}");
+        !self.get(&path).await.is_null()
+    }
+
+    pub async fn is_assigned(&self, name: &str) -> bool {
+        let path = format!("{OURS}/azureassignedidentities/{name}-default-{name}");
+        self.get(&path).await["status"]["status"] == "Assigned"
+    }
+
+    pub async fn has_no_record(&self) -> bool {
+        let all = self.get(RECORDS).await;
+        all["items"].as_array().is_some_and(Vec::is_empty)
+    }
+
+    pub async fn has_condition(&self, name: &str) -> bool {
+        let identity = self.get(&format!("{OURS}/azureidentities/{name}")).await;
+        identity["status"]["conditions"].is_array()
+    }
+
+    pub async fn has_event(&self, name: &str) -> bool {
+        let all = self
+            .get("/apis/events.k8s.io/v1/namespaces/default/events")
+            .await;
+        let all = all["items"].as_array().cloned().unwrap_or_default();
+        all.iter().any(|event| event["regarding"]["name"] == name)
+    }
+
+    /// Whether all three are.
+    pub async fn is_respelt(&self, name: &str) -> bool {
+        let mut all = true;
+        for (plural, field) in [
+            ("azureidentities", "clientID"),
+            ("azureidentitybindings", "selector"),
+            ("azurepodidentityexceptions", "podLabels"),
+        ] {
+            let object = self.get(&format!("{OURS}/{plural}/{name}")).await;
+            all &= !object["spec"][field].is_null();
+        }
+        all
+    }
+
+    async fn create(&self, path: &str, object: Value) {
+        self.send("POST", path, Some(&object)).await.unwrap();
+    }
+
+    /// As the administrator.
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, kube::Error> {
+        let body = body
+            .map(|body| body.to_string().into_bytes())
+            .unwrap_or_default();
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("Content-Type", "application/json");
+        self.client.request(request.body(body).unwrap()).await
+    }
+}

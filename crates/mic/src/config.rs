@@ -62,7 +62,7 @@ impl Config {
             settle: Duration::from_millis(250),
             retry_interval: Duration::from_secs(1),
             type_upgrade: true,
-            parallel_writes: 20,
+            parallel_writes: 32,
             probe: any(8080),
             metrics: any(8888),
         }

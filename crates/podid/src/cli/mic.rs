@@ -57,7 +57,7 @@ pub struct Mic {
         num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
     type_upgrade: bool,
     /// The most AzureAssignedIdentities written at once
-    #[arg(long = "createDeleteBatch", value_name = "COUNT", default_value_t = 20)]
+    #[arg(long = "createDeleteBatch", value_name = "COUNT", default_value_t = 32)]
     parallel_writes: usize,
     /// The namespace that this process runs in
     #[arg(

@@ -46,6 +46,12 @@ async fn two_thousand_pods_cost_one_get_and_one_patch_a_host() {
         .filter(|w| w.starts_with("POST") && w.ends_with("azureassignedidentities"))
         .count();
     assert_eq!(creations, PODS);
+    let told = |identity: &Value| !identity["status"]["conditions"][0].is_null();
+    world
+        .until("all conditions", |w| {
+            w.api.all("azureidentities").iter().all(told)
+        })
+        .await;
     mic.stop().await;
 
     let (patches, writes) = (world.azure.patches().len(), world.api.writes().len());

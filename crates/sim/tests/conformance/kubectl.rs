@@ -228,7 +228,7 @@ spec: { type: 0, resourceID: /subscriptions/x, clientID: 6f1c22ab }
     };
     assert_eq!(
         words(&["get", "azureidentities"], 0),
-        ["NAME", "TYPE", "CLIENTID", "AGE"]
+        ["NAME", "TYPE", "CLIENTID", "READY", "REASON", "AGE"]
     );
     assert_eq!(
         words(&["get", "azureidentities"], 1)[..3],

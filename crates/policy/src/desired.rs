@@ -88,6 +88,8 @@ pub struct Desired {
     bindings: HashMap<ObjectKey, Arc<BindingFacts>>,
     identities: HashMap<ObjectKey, Arc<IdentityFacts>>,
     nodes: HashMap<Arc<str>, Arc<HostKey>>,
+    /// Nodes that are gone while pods are still on them.
+    leaving: BTreeSet<Arc<str>>,
     pods_by_selector: Groups<Reach>,
     pods_by_node: Groups<Arc<str>>,
     bindings_by_selector: Groups<Reach>,
@@ -106,6 +108,7 @@ impl Desired {
             bindings: HashMap::new(),
             identities: HashMap::new(),
             nodes: HashMap::new(),
+            leaving: BTreeSet::new(),
             pods_by_selector: Groups::default(),
             pods_by_node: Groups::default(),
             bindings_by_selector: Groups::default(),
@@ -121,7 +124,7 @@ impl Desired {
         if self.pods.get(&facts.key) == Some(&pod) {
             return Vec::new();
         }
-        self.forget_pod(&facts.key);
+        let left = self.forget_pod(&facts.key);
         let key = ObjectKey {
             namespace: self.names.share(&facts.key.namespace),
             name: facts.key.name,
@@ -134,6 +137,7 @@ impl Desired {
             self.pods_by_node.add(node.clone(), &key);
         }
         self.pods.insert(key.clone(), pod);
+        self.forget_empty(left);
         self.refresh([key])
     }
 
@@ -151,7 +155,8 @@ impl Desired {
 
     /// A pod is gone.
     pub fn delete_pod(&mut self, key: &ObjectKey) -> Vec<Delta> {
-        self.forget_pod(key);
+        let left = self.forget_pod(key);
+        self.forget_empty(left);
         self.refresh([key.clone()])
     }
 
@@ -195,6 +200,7 @@ impl Desired {
     /// A node exists; `host` is the Azure resource behind it, `None` while that is unknown.
     pub fn apply_node(&mut self, name: &str, host: Option<HostKey>) -> Vec<Delta> {
         let name: Arc<str> = name.into();
+        self.leaving.remove(&name);
         if self.nodes.get(&name).map(|h| &**h) == host.as_ref() {
             return Vec::new();
         }
@@ -205,9 +211,15 @@ impl Desired {
         self.refresh(self.pods_by_node.of(&name).collect::<Vec<_>>())
     }
 
-    /// A node is gone.
+    /// A node is gone. What its pods need stays where it is until they are gone as well: they may go on running, and the node may
+    /// come back.
     pub fn delete_node(&mut self, name: &str) -> Vec<Delta> {
-        self.apply_node(name, None)
+        let name = self.names.share(name);
+        if self.pods_by_node.of(&name).next().is_none() {
+            return self.apply_node(&name, None);
+        }
+        self.leaving.insert(name);
+        Vec::new()
     }
 
     /// The assignment of this name, where it must exist.
@@ -256,16 +268,27 @@ impl Desired {
         (namespace, selector.clone())
     }
 
-    fn forget_pod(&mut self, key: &ObjectKey) {
-        let Some(old) = self.pods.remove(key) else {
-            return;
-        };
+    /// Forgets a pod and tells which node it was on.
+    fn forget_pod(&mut self, key: &ObjectKey) -> Option<Arc<str>> {
+        let old = self.pods.remove(key)?;
         if let Some(selector) = &old.selector {
             let reach = self.reach(&key.namespace, selector);
             self.pods_by_selector.remove(&reach, key);
         }
         if let Some(node) = &old.node {
             self.pods_by_node.remove(node, key);
+        }
+        old.node
+    }
+
+    /// Forgets a node that is gone once its last pod has left it.
+    fn forget_empty(&mut self, node: Option<Arc<str>>) {
+        let Some(node) = node.filter(|node| self.leaving.contains(node)) else {
+            return;
+        };
+        if self.pods_by_node.of(&node).next().is_none() {
+            self.leaving.remove(&node);
+            self.nodes.remove(&node);
         }
     }
 

@@ -125,6 +125,29 @@ fn a_repeated_event_changes_nothing() {
 }
 
 #[test]
+fn pods_of_a_node_that_is_gone_keep_what_they_have_until_they_are_gone_too() {
+    let mut index = index(Scope::Namespaced);
+    index.apply_binding(binding("a", "b", "id", "x", 0));
+    index.apply_identity(identity("a", "id", 0));
+    index.apply_pod(live("a", "p", "x"));
+    index.apply_pod(live("a", "q", "x"));
+    assert!(index.delete_node("n1").is_empty());
+    assert_eq!(sides(&index.delete_pod(&ObjectKey::new("a", "p"))), [GONE]);
+    // A change of a pod is not its end.
+    assert_eq!(sides(&index.apply_pod(live("a", "q", "y"))), [GONE]);
+    let again = index.apply_pod(live("a", "q", "x"));
+    assert_eq!(
+        again[0].after.as_ref().unwrap().host.as_deref(),
+        Some(&host(1))
+    );
+    index.delete_pod(&ObjectKey::new("a", "q"));
+    let late = index.apply_pod(live("a", "r", "x"));
+    assert_eq!(late[0].after.as_ref().unwrap().host, None);
+    // It comes back, as another machine.
+    assert_eq!(sides(&index.apply_node("n1", Some(host(2)))), [CHANGED]);
+}
+
+#[test]
 fn finished_and_unscheduled_pods_do_not_count() {
     let mut index = index(Scope::Namespaced);
     index.apply_binding(binding("a", "b", "id", "x", 0));
@@ -218,6 +241,7 @@ enum Act {
     Identity(IdentityFacts),
     NoIdentity(ObjectKey),
     Node(String, Option<u8>),
+    NoNode(String),
 }
 
 fn key() -> impl Strategy<Value = ObjectKey> {
@@ -253,6 +277,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => identities,
         1 => key().prop_map(Act::NoIdentity),
         1 => ("n[12]", proptest::option::of(0..3u8)).prop_map(|(n, h)| Act::Node(n, h)),
+        1 => "n[12]".prop_map(Act::NoNode),
     ]
 }
 
@@ -274,6 +299,7 @@ proptest! {
                 Act::Identity(identity) => index.apply_identity(identity),
                 Act::NoIdentity(key) => index.delete_identity(&key),
                 Act::Node(name, set) => index.apply_node(&name, set.map(host)),
+                Act::NoNode(name) => index.delete_node(&name),
             };
             for delta in deltas {
                 prop_assert_ne!(&delta.before, &delta.after);
@@ -285,6 +311,7 @@ proptest! {
                 prop_assert_eq!(known, delta.before);
             }
             prop_assert_eq!(&told, &naive(&index));
+            prop_assert!(index.leaving.iter().all(|node| index.pods_by_node.of(node).count() > 0));
         }
         let all: BTreeMap<_, _> = index.assignments().map(|a| (a.key(), a.clone())).collect();
         prop_assert_eq!(all, told);

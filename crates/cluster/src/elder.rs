@@ -38,6 +38,8 @@ pub(crate) struct Elder {
     name: String,
     me: String,
     duration: Duration,
+    /// The lock as this candidate last wrote it: a renewal of it needs no look at it first.
+    held: Option<Endpoints>,
     /// The record as last seen, and since when it has looked so.
     seen: Option<(String, Instant)>,
     absent: Option<Instant>,
@@ -57,6 +59,7 @@ impl Elder {
             name: name.to_owned(),
             me: format!("{OURS}{me}"),
             duration,
+            held: None,
             seen: None,
             absent: None,
             waits_for: String::new(),
@@ -66,6 +69,11 @@ impl Elder {
     /// Whether this candidate may lead as far as the other controller is concerned; holds the lock where it is there.
     pub(crate) async fn allows(&mut self) -> Result<bool, kube::Error> {
         if self.absent.is_some_and(|at| at.elapsed() < ABSENT) {
+            return Ok(true);
+        }
+        if let Some(lock) = self.held.take()
+            && self.renew(lock).await?
+        {
             return Ok(true);
         }
         let lock = self.api.get_opt(&self.name).await?;
@@ -80,12 +88,17 @@ impl Elder {
             return Ok(false);
         }
         self.waits_for.clear();
-        let claim = self.claim(&record);
-        self.write(&lock, &claim).await
+        self.renew(lock).await
+    }
+
+    /// Claims the lock, which was seen like this.
+    async fn renew(&mut self, lock: Endpoints) -> Result<bool, kube::Error> {
+        let record: Record = serde_json::from_str(&annotation(&lock)).unwrap_or_default();
+        self.write(&lock, &self.claim(&record)).await
     }
 
     /// Gives the lock back, so that the other controller need not wait.
-    pub(crate) async fn release(&self) -> Result<(), kube::Error> {
+    pub(crate) async fn release(&mut self) -> Result<(), kube::Error> {
         let Some(lock) = self.api.get_opt(&self.name).await? else {
             return Ok(());
         };
@@ -143,7 +156,7 @@ impl Elder {
     }
 
     /// Writes the record unless somebody else has done so meanwhile.
-    async fn write(&self, lock: &Endpoints, record: &Record) -> Result<bool, kube::Error> {
+    async fn write(&mut self, lock: &Endpoints, record: &Record) -> Result<bool, kube::Error> {
         let text = serde_json::to_string(record).map_err(kube::Error::SerdeError)?;
         let patch = json!({
             "metadata": {
@@ -157,7 +170,10 @@ impl Elder {
             .patch(&self.name, &params, &Patch::Merge(patch))
             .await
         {
-            Ok(_) => Ok(true),
+            Ok(written) => {
+                self.held = Some(written);
+                Ok(true)
+            }
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(error),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
@@ -16,6 +17,7 @@ struct State {
     endpoints: Option<Value>,
     version: u64,
     cut: BTreeSet<String>,
+    slow: Duration,
     writes: usize,
 }
 
@@ -34,6 +36,8 @@ impl Store {
                 if store.0.lock().cut.contains(&who) {
                     return Err(std::io::Error::other("cut off"));
                 }
+                let slow = store.0.lock().slow;
+                tokio::time::sleep(slow).await;
                 let (parts, body) = request.into_parts();
                 let body = body.collect().await.unwrap().to_bytes();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
@@ -49,6 +53,11 @@ impl Store {
 
     pub(crate) fn mend(&self) {
         self.0.lock().cut.clear();
+    }
+
+    /// From now on every answer takes this long.
+    pub(crate) fn slow_down(&self, slow: Duration) {
+        self.0.lock().slow = slow;
     }
 
     pub(crate) fn put(&self, object: Value) {

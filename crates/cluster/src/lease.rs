@@ -2,6 +2,7 @@
 //!
 //! A claim counts as expired when the Lease has been *seen unchanged* for its duration, so that clocks need not agree.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch::Sender;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::elder::Elder;
@@ -97,40 +98,46 @@ pub async fn lead(
         ),
         api: Api::namespaced(client, &candidate.namespace),
         candidate,
+        held: None,
+        claimed: Instant::now(),
         seen: None,
         followed: String::new(),
         trouble: String::new(),
     };
-    let mut renewed: Option<Instant> = None;
+    let mut until = None;
     loop {
         let asked = Instant::now();
-        let attempt = timeout(race.candidate.retry(), race.attempt());
+        let attempt = timeout(race.candidate.deadline(), race.attempt());
         let held = tokio::select! {
             () = shutdown.cancelled() => break,
+            // However long the API server takes, leading ends in time.
+            never = expire(&leading, until) => match never {},
             held = attempt => held.unwrap_or_else(|_| race.troubled("the API server does not answer")),
         };
         match held {
-            Some(true) => renewed = Some(asked),
-            Some(false) => renewed = None,
+            Some(true) => until = Some(race.claimed + race.candidate.deadline()),
+            Some(false) => until = None,
             None => {}
         }
-        let until = renewed.map(|at| at + race.candidate.deadline());
         tell(&leading, until.is_some_and(|until| until > Instant::now()));
-        let lost = async {
-            match until.filter(|_| *leading.borrow()) {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = shutdown.cancelled() => break,
-            () = sleep(race.candidate.retry()) => {}
-            () = lost => tell(&leading, false),
+            never = expire(&leading, until) => match never {},
+            () = sleep_until(asked + race.candidate.retry()) => {}
         }
     }
     if leading.send_replace(false) {
         race.release().await;
     }
+}
+
+/// Says at this time that leading is over, and never returns.
+async fn expire(leading: &Sender<bool>, until: Option<Instant>) -> Infallible {
+    if let Some(until) = until {
+        sleep_until(until).await;
+        tell(leading, false);
+    }
+    std::future::pending().await
 }
 
 fn tell(leading: &Sender<bool>, now: bool) {
@@ -148,6 +155,10 @@ struct Race {
     elder: Elder,
     api: Api<Lease>,
     candidate: Candidate,
+    /// The lease as this candidate last wrote it: a renewal of it needs no look at it first.
+    held: Option<Lease>,
+    /// When the last claim was sent.
+    claimed: Instant,
     /// The lease as last seen, and since when it has looked so.
     seen: Option<(LeaseSpec, Instant)>,
     followed: String,
@@ -180,6 +191,12 @@ impl Race {
     }
 
     async fn step(&mut self) -> Result<bool, kube::Error> {
+        if let Some(mut lease) = self.held.take() {
+            let held = lease.spec.take().unwrap_or_default();
+            if self.write(lease, self.claim(Some(&held))).await? {
+                return Ok(true);
+            }
+        }
         let Some(mut lease) = self.api.get_opt(&self.candidate.name).await? else {
             return self.create().await;
         };
@@ -212,22 +229,29 @@ impl Race {
         let mut lease = Lease::default();
         lease.metadata.name = Some(self.candidate.name.clone());
         lease.spec = Some(self.claim(None));
+        self.claimed = Instant::now();
         match self.api.create(&PostParams::default(), &lease).await {
-            Ok(_) => Ok(true),
+            Ok(created) => Ok(self.keep(created)),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(error),
         }
     }
 
+    fn keep(&mut self, written: Lease) -> bool {
+        self.held = Some(written);
+        true
+    }
+
     async fn write(&mut self, mut lease: Lease, spec: LeaseSpec) -> Result<bool, kube::Error> {
         lease.spec = Some(spec);
         lease.metadata.managed_fields = None;
+        self.claimed = Instant::now();
         let written = self
             .api
             .replace(&self.candidate.name, &PostParams::default(), &lease)
             .await;
         match written {
-            Ok(_) => Ok(true),
+            Ok(written) => Ok(self.keep(written)),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(error),
         }

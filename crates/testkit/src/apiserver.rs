@@ -1,6 +1,6 @@
 //! A real kube-apiserver with its etcd, for one test or a few.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -11,11 +11,12 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::certs::{self, ServerFiles};
+use crate::certs;
 use crate::process::{Process, command, free_ports};
 use crate::scratch;
 use crate::tools::Kubernetes;
@@ -38,11 +39,13 @@ pub struct Options {
 #[derive(Debug)]
 pub struct ApiServer {
     port: u16,
-    kubectl: PathBuf,
+    programs: Kubernetes,
+    addresses: Vec<IpAddr>,
     ca: PathBuf,
-    apiserver: Process,
+    apiserver: Mutex<Option<Process>>,
     // Declared after the server, so that the server ends first.
-    _etcd: Process,
+    etcd: Process,
+    etcd_port: u16,
     folder: TempDir,
 }
 
@@ -84,28 +87,90 @@ impl ApiServer {
             .chain(options.addresses.iter().copied())
             .map(IpAddr::V4)
             .collect();
-        let tls = certs::server(
-            folder.path(),
-            &["localhost", "kubernetes.default.svc"],
-            &addresses,
-        )?;
-        let bind = if options.addresses.is_empty() {
-            Ipv4Addr::LOCALHOST
-        } else {
-            Ipv4Addr::UNSPECIFIED
-        };
-        let apiserver = start_apiserver(programs, folder.path(), &tls, bind, etcd_port, port)?;
+        let tls = certs::server(folder.path(), &NAMES, &addresses)?;
+        write_keys(folder.path())?;
         let server = Self {
             port,
-            kubectl: programs.kubectl.clone(),
+            programs: programs.clone(),
+            addresses,
             ca: tls.ca,
-            apiserver,
-            _etcd: etcd,
+            apiserver: Mutex::default(),
+            etcd,
+            etcd_port,
             folder,
         };
         server.write_kubeconfig(Ipv4Addr::LOCALHOST)?;
-        server.wait_until_ready().await?;
+        server.resume().await?;
         Ok(server)
+    }
+
+    /// Ends the server; what it knows stays in etcd.
+    pub fn stop(&self) {
+        self.apiserver.lock().take();
+    }
+
+    /// Starts it again after [`ApiServer::stop`], at the same port, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`ApiServer::start`].
+    pub async fn resume(&self) -> Result<()> {
+        let apiserver = self.start_apiserver()?;
+        *self.apiserver.lock() = Some(apiserver);
+        self.wait_until_ready().await
+    }
+
+    /// The server stands still, or goes on: connections stay open and are not answered.
+    ///
+    /// # Errors
+    /// When the server does not run.
+    pub fn freeze(&self, still: bool) -> Result<()> {
+        let apiserver = self.apiserver.lock();
+        let pid = apiserver.as_ref().context("it does not run")?.pid();
+        let signal = if still { "-STOP" } else { "-CONT" };
+        let sent = std::process::Command::new("kill")
+            .args([signal, &pid.to_string()])
+            .status()?;
+        anyhow::ensure!(sent.success(), "kill {signal} {pid}");
+        Ok(())
+    }
+
+    /// Gives the server another certificate, by another authority. It counts from the next [`ApiServer::resume`] on, and for
+    /// clients that read the file of [`ApiServer::authority`] anew.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn renew_certificate(&self) -> Result<()> {
+        certs::server(self.folder.path(), &NAMES, &self.addresses)?;
+        Ok(())
+    }
+
+    /// The file with the certificate of the authority that signed the server's.
+    pub fn authority(&self) -> &Path {
+        &self.ca
+    }
+
+    /// Compacts etcd: who asks for what was before, is told that it is gone (410). The server itself remembers for a while
+    /// what has changed since it was started.
+    ///
+    /// # Errors
+    /// When etcd does not do it.
+    pub fn compact(&self) -> Result<()> {
+        let ask = |path: &str, body: String| -> Result<serde_json::Value> {
+            let url = format!("http://127.0.0.1:{}/v3/kv/{path}", self.etcd_port);
+            let output = std::process::Command::new("curl")
+                .args(["-sSf", "--noproxy", "*", "-d", &body, &url])
+                .output()
+                .context("curl does not start")?;
+            let failed = String::from_utf8_lossy(&output.stderr);
+            anyhow::ensure!(output.status.success(), "etcd: {path}: {failed}");
+            Ok(serde_json::from_slice(&output.stdout)?)
+        };
+        let found = ask("range", r#"{ "key": "AA==", "limit": "1" }"#.to_owned())?;
+        let revision = found["header"]["revision"]
+            .as_str()
+            .context("etcd tells no revision")?;
+        ask("compaction", format!(r#"{{ "revision": "{revision}" }}"#))?;
+        Ok(())
     }
 
     /// The secure port, on loopback and on the addresses of the options.
@@ -128,7 +193,7 @@ impl ApiServer {
 
     /// The program kubectl of the same version.
     pub fn kubectl(&self) -> &Path {
-        &self.kubectl
+        &self.programs.kubectl
     }
 
     /// A client of an administrator.
@@ -147,7 +212,7 @@ impl ApiServer {
     /// # Errors
     /// When kubectl does not start or end in time; that it failed is in the output's status.
     pub async fn run_kubectl(&self, arguments: &[&str], stdin: &str) -> Result<Output> {
-        let mut child = tokio::process::Command::new(&self.kubectl)
+        let mut child = tokio::process::Command::new(&self.programs.kubectl)
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
             .env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"))
@@ -209,16 +274,15 @@ impl ApiServer {
                 },
                 Err(error) => error.to_string(),
             };
-            for part in [&self.apiserver, &self._etcd] {
+            let log = self.apiserver.lock().as_ref().map(Process::log);
+            for part in self.apiserver.lock().iter().chain([&self.etcd]) {
                 if part.has_ended() {
                     bail!("the API server or its etcd ended: {}", part.log());
                 }
             }
             if Instant::now() > deadline {
-                bail!(
-                    "the API server is not ready: {failure}\n{}",
-                    self.apiserver.log()
-                );
+                let log = log.unwrap_or_default();
+                bail!("the API server is not ready: {failure}\n{log}");
             }
             sleep(Duration::from_millis(100)).await;
         }
@@ -228,18 +292,85 @@ impl ApiServer {
         self.folder.path().join(format!("kubeconfig-{address}"))
     }
 
+    /// A kubeconfig file of an administrator who reaches the server by way of something else.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn kubeconfig_by(&self, way: SocketAddr) -> Result<PathBuf> {
+        self.write(way, &self.folder.path().join(format!("kubeconfig-{way}")))
+    }
+
     fn write_kubeconfig(&self, address: Ipv4Addr) -> Result<PathBuf> {
+        let server = SocketAddr::from((address, self.port));
+        self.write(server, &self.kubeconfig_path(address))
+    }
+
+    fn write(&self, server: SocketAddr, path: &Path) -> Result<PathBuf> {
         let config = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
             "clusters": [{ "name": "test", "cluster": {
-                "server": format!("https://{address}:{}", self.port), "certificate-authority": self.ca } }],
+                "server": format!("https://{server}"), "certificate-authority": self.ca } }],
             "users": [{ "name": "admin", "user": { "token": TOKEN } }],
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "admin" } }],
         });
-        let path = self.kubeconfig_path(address);
-        std::fs::write(&path, config.to_string())?;
-        Ok(path)
+        std::fs::write(path, config.to_string())?;
+        Ok(path.to_owned())
     }
+
+    fn start_apiserver(&self) -> Result<Process> {
+        let at = |name: &str| self.folder.path().join(name);
+        let everywhere = self.addresses.len() > 1;
+        let bind = if everywhere {
+            Ipv4Addr::UNSPECIFIED
+        } else {
+            Ipv4Addr::LOCALHOST
+        };
+        let mut apiserver = command(None, &self.programs.apiserver);
+        apiserver
+            .arg(format!(
+                "--etcd-servers=http://127.0.0.1:{}",
+                self.etcd_port
+            ))
+            .arg(format!("--secure-port={}", self.port))
+            .arg(format!("--bind-address={bind}"))
+            .args([
+                "--advertise-address=127.0.0.1",
+                "--endpoint-reconciler-type=none",
+            ])
+            .args([
+                "--service-cluster-ip-range=10.0.0.0/24",
+                "--allow-privileged=true",
+            ])
+            .args(["--authorization-mode=RBAC", "--anonymous-auth=false"])
+            // No controller makes the service account of a namespace, without which this one refuses every pod.
+            .arg("--disable-admission-plugins=ServiceAccount")
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(format!("--cert-dir={}", self.folder.path().display()));
+        for (flag, name) in FILES {
+            apiserver.arg(format!("{flag}={}", at(name).display()));
+        }
+        Process::spawn(apiserver, &at("kube-apiserver.log"))
+    }
+}
+
+/// The server's names, next to its addresses.
+const NAMES: [&str; 2] = ["localhost", "kubernetes.default.svc"];
+const FILES: [(&str, &str); 5] = [
+    ("--tls-cert-file", "server.crt"),
+    ("--tls-private-key-file", "server.key"),
+    ("--token-auth-file", "tokens.csv"),
+    ("--service-account-key-file", "accounts.pub"),
+    ("--service-account-signing-key-file", "accounts.key"),
+];
+
+/// The keys of service accounts' tokens, and the administrator's token.
+fn write_keys(folder: &Path) -> Result<()> {
+    let (private, public) = certs::key_pair()?;
+    std::fs::write(folder.join("accounts.key"), private)?;
+    std::fs::write(folder.join("accounts.pub"), public)?;
+    let administrator = format!("{TOKEN},admin,admin,system:masters\n");
+    std::fs::write(folder.join("tokens.csv"), administrator)?;
+    Ok(())
 }
 
 fn start_etcd(programs: &Kubernetes, folder: &Path, client: u16, peer: u16) -> Result<Process> {
@@ -265,51 +396,6 @@ fn start_etcd(programs: &Kubernetes, folder: &Path, client: u16, peer: u16) -> R
         ])
         .args(["--initial-cluster", &format!("default={peer}")]);
     Process::spawn(etcd, &folder.join("etcd.log"))
-}
-
-fn start_apiserver(
-    programs: &Kubernetes,
-    folder: &Path,
-    tls: &ServerFiles,
-    bind: Ipv4Addr,
-    etcd: u16,
-    port: u16,
-) -> Result<Process> {
-    let (signing_key, public_key) = (folder.join("accounts.key"), folder.join("accounts.pub"));
-    let (private, public) = certs::key_pair()?;
-    std::fs::write(&signing_key, private)?;
-    std::fs::write(&public_key, public)?;
-    let tokens = folder.join("tokens.csv");
-    std::fs::write(&tokens, format!("{TOKEN},admin,admin,system:masters\n"))?;
-    let files = [
-        ("--tls-cert-file", &tls.cert),
-        ("--tls-private-key-file", &tls.key),
-        ("--token-auth-file", &tokens),
-        ("--service-account-key-file", &public_key),
-        ("--service-account-signing-key-file", &signing_key),
-    ];
-    let mut apiserver = command(None, &programs.apiserver);
-    apiserver
-        .arg(format!("--etcd-servers=http://127.0.0.1:{etcd}"))
-        .arg(format!("--secure-port={port}"))
-        .arg(format!("--bind-address={bind}"))
-        .args([
-            "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",
-        ])
-        .args([
-            "--service-cluster-ip-range=10.0.0.0/24",
-            "--allow-privileged=true",
-        ])
-        .args(["--authorization-mode=RBAC", "--anonymous-auth=false"])
-        // No controller makes the service account of a namespace, without which this one refuses every pod.
-        .arg("--disable-admission-plugins=ServiceAccount")
-        .arg("--service-account-issuer=https://kubernetes.default.svc")
-        .arg(format!("--cert-dir={}", folder.display()));
-    for (flag, path) in files {
-        apiserver.arg(format!("{flag}={}", path.display()));
-    }
-    Process::spawn(apiserver, &folder.join("kube-apiserver.log"))
 }
 
 fn is_established(crd: &CustomResourceDefinition) -> bool {

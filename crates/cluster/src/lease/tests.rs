@@ -107,6 +107,32 @@ mod against_an_api_server {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_slow_server_is_no_reason_not_to_lead() {
+        let store = Store::default();
+        store.put_endpoints(lock("", 0));
+        store.slow_down(Duration::from_millis(1500));
+        let mut alice = start(&store, "alice");
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        let lost = tokio::time::timeout(DEFAULT * 10, alice.leading.wait_for(|l| !*l)).await;
+        assert!(lost.is_err(), "leadership flaps");
+        alice.shutdown.cancel();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_does_not_keep_a_leader_leading() {
+        let store = Store::default();
+        let mut alice = start(&store, "alice");
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        let led = Instant::now();
+        store.slow_down(Duration::from_secs(3600));
+        alice.leading.wait_for(|l| !*l).await.unwrap();
+        assert!(led.elapsed() <= candidate("alice").deadline() + candidate("alice").retry());
+        store.slow_down(Duration::ZERO);
+        alice.leading.wait_for(|l| *l).await.unwrap();
+        alice.shutdown.cancel();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_unreachable_server_at_start_is_waited_for() {
         let store = Store::default();
         store.cut("alice");

@@ -1,11 +1,20 @@
 //! What the long-running commands share: a runtime, the API server, signals.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
+use tower::timeout::TimeoutLayer;
+
+/// The API server begins to answer within this time, also where it is slow. Else the connection may be dead without anybody
+/// having said so, and the request is made again on another.
+const ANSWER: Duration = Duration::from_secs(30);
+/// An answer goes on within this time. Watches say something more often: they are begun anew by then.
+const SILENCE: Duration = Duration::from_secs(310);
 
 /// Runs to completion on a runtime with `threads` workers; as many as cores with 0.
 pub fn block_on<T>(
@@ -25,7 +34,7 @@ pub fn block_on<T>(
 
 /// A client for the API server: by `--kubeconfig`, `KUBECONFIG`, or the pod's own service account.
 pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         Some(path) => {
             let read = Kubeconfig::read_from(path)
                 .with_context(|| format!("--kubeconfig {}", path.display()))?;
@@ -37,7 +46,10 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
             "the API server is not known; give --kubeconfig or KUBECONFIG, or run in a pod with a service account",
         )?,
     };
-    Client::try_from(config).context("no client for the API server")
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    let client = ClientBuilder::try_from(config).context("no client for the API server")?;
+    Ok(client.with_layer(&TimeoutLayer::new(ANSWER)).build())
 }
 
 /// Cancelled by SIGTERM and SIGINT.

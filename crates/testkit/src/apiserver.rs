@@ -297,7 +297,13 @@ impl ApiServer {
     /// # Errors
     /// When the file cannot be written.
     pub fn kubeconfig_by(&self, way: SocketAddr) -> Result<PathBuf> {
-        self.write(way, &self.folder.path().join(format!("kubeconfig-{way}")))
+        self.write(
+            way,
+            &self
+                .folder
+                .path()
+                .join(format!("kubeconfig-{}-{}", way.ip(), way.port())),
+        )
     }
 
     fn write_kubeconfig(&self, address: Ipv4Addr) -> Result<PathBuf> {

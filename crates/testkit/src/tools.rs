@@ -63,6 +63,19 @@ pub fn helm() -> Result<PathBuf> {
     build("tools/helm/build").context("helm is neither cached nor can it be built: run tools/setup")
 }
 
+/// The library that makes a program's clock run faster (the package libfaketime), to be preloaded.
+///
+/// # Errors
+/// When it is not there.
+pub fn faketime() -> Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").context("no /usr/lib")?;
+    folders
+        .flatten()
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.is_file())
+        .context("libfaketime is not there: run tools/setup (the package is libfaketime)")
+}
+
 fn built() -> Result<PathBuf> {
     build("tools/kube/build").context(
         "kube-apiserver is neither cached nor can it be built: run tools/setup, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd",

@@ -1,4 +1,6 @@
-//! The world of all scenarios.
+//! A world in which scenarios are played: real processes and a real kube-apiserver around a simulated Azure.
+
+#![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -12,8 +14,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use podid_sim::azure::{Azure, Handle, HostKind, Identity, Role};
 use podid_testkit::apiserver::{ApiServer, Options};
+use podid_testkit::gate::Gate;
 use podid_testkit::net::{METADATA, Net, Wire};
 use podid_testkit::process::Process;
+use podid_testkit::tools;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -23,15 +27,42 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub const GROUP: &str = "nodes";
 const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
+/// What differs between worlds.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How many times faster than others' the clocks of podid's processes run.
+    pub speed: u32,
+    /// Flags of the controllers.
+    pub mic: &'static [&'static str],
+    /// podid's processes are their pods' service accounts, with the permissions that it ships.
+    pub in_cluster: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            speed: 1,
+            mic: &[
+                "--leader-election-duration=4s",
+                "--identity-assignment-reconcile-interval=3s",
+                "--linger=1s",
+            ],
+            in_cluster: false,
+        }
+    }
+}
+
 pub struct World {
     // Processes end before the namespaces and the folder go.
     pub mics: Mutex<Vec<Process>>,
-    pub nmi: Process,
+    pub nmi: Mutex<Option<Process>>,
     pub azure: Handle,
     _azure_runs: Running,
+    /// The way of podid's processes to the API server; everybody else's is another.
+    pub gate: Gate,
     pub api: ApiServer,
     pub net: Net,
-    kubeconfig: PathBuf,
+    settings: Settings,
     folder: TempDir,
     /// The scale set of `node-1` and `node-2`, and that of `node-3`. Pods with a network are on `node-1`.
     pub set: String,
@@ -62,7 +93,7 @@ pub fn world() -> Arc<World> {
     if let Some(world) = shared.upgrade() {
         return world;
     }
-    let world = Arc::new(World::build());
+    let world = Arc::new(World::build(Settings::default()));
     *shared = Arc::downgrade(&world);
     world
 }
@@ -99,7 +130,7 @@ fn start_azure(net: &Net) -> (Handle, Running) {
 }
 
 impl World {
-    fn build() -> Self {
+    pub fn build(settings: Settings) -> Self {
         let net = Net::build();
         let folder = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -111,54 +142,174 @@ impl World {
             api.install_crds().await.unwrap();
             api
         });
-        let kubeconfig = api.kubeconfig_at(net.outside).unwrap();
+        let gate = Gate::open(net.outside, api.port()).unwrap();
         let (azure, running) = start_azure(&net);
         let set = azure.host_id(HostKind::ScaleSet, GROUP, "pool1");
         let other = azure.create_host(HostKind::ScaleSet, GROUP, "pool2");
         let immutable = azure.create_identity(GROUP, "immutable");
         write_cloud(&folder, &azure);
-        let mics = (0..2).map(|n| start_mic(&net, &folder, &kubeconfig, n, &immutable));
-        let mics = mics.collect();
-        let nmi = start_nmi(&net, &folder, &kubeconfig);
         let world = Self {
-            mics: Mutex::new(mics),
-            nmi,
+            mics: Mutex::default(),
+            nmi: Mutex::default(),
             azure,
             _azure_runs: running,
+            gate,
             api,
             net,
-            kubeconfig,
+            settings,
             folder,
             set,
             other,
             immutable,
             addresses: AtomicU8::new(10),
         };
-        for (node, set, n) in [
-            ("node-1", &world.set, 0),
-            ("node-2", &world.set, 1),
-            ("node-3", &world.other, 0),
-        ] {
-            world.apply(&json!({
-                "apiVersion": "v1", "kind": "Node", "metadata": { "name": node },
-                "spec": { "providerID": Handle::provider_id(set, n) },
-            }));
+        if world.settings.in_cluster {
+            world.install();
         }
-        let probe = ["-sf", "--noproxy", "*", "http://127.0.0.1:8085/readyz"];
-        world.until("nmi is ready", || {
-            world.net.run("node", "curl", &probe).status.success()
-        });
+        *world.mics.lock().unwrap() = (0..2).map(|n| world.mic(n)).collect();
+        *world.nmi.lock().unwrap() = Some(world.agent("nmi"));
+        world.node("node-1", &world.set, 0);
+        world.node("node-2", &world.set, 1);
+        world.node("node-3", &world.other, 0);
+        world.until_ready();
         world
     }
 
+    /// An instance of a scale set joins the cluster under this name.
+    pub fn node(&self, name: &str, set: &str, n: u32) {
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": name },
+            "spec": { "providerID": Handle::provider_id(set, n) },
+        }));
+    }
+
+    /// Waits until the node agent says that it is ready.
+    pub fn until_ready(&self) {
+        let probe = ["-sf", "--noproxy", "*", "http://127.0.0.1:8085/readyz"];
+        self.until("nmi is ready", || {
+            self.net.run("node", "curl", &probe).status.success()
+        });
+    }
+
+    /// Starts the controller number `n`.
     pub fn mic(&self, n: usize) -> Process {
-        start_mic(
-            &self.net,
-            &self.folder,
-            &self.kubeconfig,
-            n,
-            &self.immutable,
-        )
+        let mut command = self.podid("mic");
+        command
+            .arg("mic")
+            .args(self.settings.mic)
+            .args([
+                format!("--http-probe-port={}", 18_080 + n),
+                format!("--prometheus-port={}", 18_880 + n),
+            ])
+            .arg(format!("--leader-election-instance=mic-{n}"))
+            .arg(format!(
+                "--immutable-user-msis={}",
+                self.immutable.client_id.to_uppercase()
+            ))
+            .arg(format!("--cloudconfig={}", self.at("azure.json").display()))
+            .env("MIC_POD_NAMESPACE", self.namespace());
+        Process::spawn(command, &self.at(&format!("mic-{n}.log"))).unwrap()
+    }
+
+    /// Starts a node agent, which logs under this name.
+    pub fn agent(&self, name: &str) -> Process {
+        let mut command = self.podid("nmi");
+        command
+            // No kubelet puts the pods' processes into control groups here.
+            .args([
+                "nmi",
+                "--node=node-1",
+                "--http-probe-port=8085",
+                "--attest=address",
+                "--assignment-wait=1s",
+            ])
+            .arg(format!(
+                "--handover-socket={}",
+                self.at("nmi.sock").display()
+            ));
+        Process::spawn(command, &self.at(&format!("{name}.log"))).unwrap()
+    }
+
+    fn namespace(&self) -> &'static str {
+        if self.settings.in_cluster {
+            "podid"
+        } else {
+            "default"
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// podid on the node, in a role, with its own clock and its way to the API server.
+    fn podid(&self, role: &str) -> Command {
+        let mut command = if self.settings.in_cluster {
+            let mut command = self.net.command("node", "sh");
+            let address = self.gate.address();
+            command
+                .args(["-c", IN_POD, "sh"])
+                .arg(self.account(role))
+                .arg(PODID)
+                .env("KUBERNETES_SERVICE_HOST", address.ip().to_string())
+                .env("KUBERNETES_SERVICE_PORT", address.port().to_string())
+                .env_remove("KUBECONFIG");
+            command
+        } else {
+            let mut command = self.net.command("node", PODID);
+            let kubeconfig = self.api.kubeconfig_by(self.gate.address()).unwrap();
+            command.env("KUBECONFIG", kubeconfig);
+            command
+        };
+        command.env("AZURE_ENVIRONMENT_FILEPATH", self.at("cloud.json"));
+        if self.settings.speed > 1 {
+            command
+                .env("LD_PRELOAD", tools::faketime().unwrap())
+                .env("FAKETIME", format!("+0 x{}", self.settings.speed));
+        }
+        command
+    }
+
+    /// podid's own objects, and for each role a pod `first` with its token.
+    fn install(&self) {
+        let output = Command::new(PODID)
+            .args(["manifests", "--registry=example.azurecr.io/podid"])
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let applied = self.kubectl("apply -f -", &printed);
+        assert!(applied.status.success(), "{applied:?}");
+        for role in ["mic", "nmi"] {
+            std::fs::create_dir(self.account(role)).unwrap();
+            std::fs::write(self.account(role).join("namespace"), "podid").unwrap();
+            self.renew_authority(role);
+            self.renew_token(role, "first");
+        }
+    }
+
+    /// What the kubelet shows a role's pod of its service account.
+    fn account(&self, role: &str) -> PathBuf {
+        self.at(&format!("account-{role}"))
+    }
+
+    /// The kubelet shows a role's pod the API server's authority as it is now.
+    pub fn renew_authority(&self, role: &str) {
+        std::fs::copy(self.api.authority(), self.account(role).join("ca.crt")).unwrap();
+    }
+
+    /// The kubelet shows a role's pod a new token, good for as long as a new object `<role>-<of>` lives.
+    pub fn renew_token(&self, role: &str, of: &str) {
+        let name = format!("{role}-{of}");
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "podid" },
+            "spec": {
+                "serviceAccountName": format!("podid-{role}"), "containers": [{ "name": "c", "image": "i" }],
+            },
+        }));
+        let token = self.says(&format!(
+            "-n podid create token podid-{role} --bound-object-kind=Pod --bound-object-name={name}"
+        ));
+        std::fs::write(self.account(role).join("token"), token.trim()).unwrap();
     }
 
     pub fn kubectl(&self, line: &str, input: &str) -> Output {
@@ -195,7 +346,12 @@ impl World {
             if Instant::now() > deadline {
                 let mics: Vec<String> =
                     self.mics.lock().unwrap().iter().map(Process::log).collect();
-                panic!("never: {what}\n{}\n{}", mics.join("\n"), self.nmi.log());
+                let nmi = self.nmi.lock().unwrap().as_ref().map(Process::log);
+                panic!(
+                    "never: {what}\n{}\n{}",
+                    mics.join("\n"),
+                    nmi.unwrap_or_default()
+                );
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -232,61 +388,9 @@ fn write_cloud(folder: &TempDir, azure: &Handle) {
     );
 }
 
-fn start_mic(
-    net: &Net,
-    folder: &TempDir,
-    kubeconfig: &PathBuf,
-    n: usize,
-    immutable: &Identity,
-) -> Process {
-    let mut command = net.command("node", PODID);
-    command
-        .args([
-            "mic",
-            "--leader-election-duration=4s",
-            "--identity-assignment-reconcile-interval=3s",
-            "--linger=1s",
-        ])
-        .args([
-            format!("--http-probe-port={}", 18_080 + n),
-            format!("--prometheus-port={}", 18_880 + n),
-        ])
-        .arg(format!("--leader-election-instance=mic-{n}"))
-        .arg(format!(
-            "--immutable-user-msis={}",
-            immutable.client_id.to_uppercase()
-        ))
-        .arg(format!(
-            "--cloudconfig={}",
-            folder.path().join("azure.json").display()
-        ))
-        .env(
-            "AZURE_ENVIRONMENT_FILEPATH",
-            folder.path().join("cloud.json"),
-        )
-        .env("MIC_POD_NAMESPACE", "default")
-        .env("KUBECONFIG", kubeconfig);
-    Process::spawn(command, &folder.path().join(format!("mic-{n}.log"))).unwrap()
-}
-
-fn start_nmi(net: &Net, folder: &TempDir, kubeconfig: &PathBuf) -> Process {
-    let mut command = net.command("node", PODID);
-    command
-        // No kubelet puts the pods' processes into control groups here.
-        .args([
-            "nmi",
-            "--node=node-1",
-            "--http-probe-port=8085",
-            "--attest=address",
-            "--assignment-wait=1s",
-        ])
-        .env(
-            "AZURE_ENVIRONMENT_FILEPATH",
-            folder.path().join("cloud.json"),
-        )
-        .env("KUBECONFIG", kubeconfig);
-    Process::spawn(command, &folder.path().join("nmi.log")).unwrap()
-}
+/// Shows a process its service account where pods have it, and nobody else.
+const IN_POD: &str = "mount -t tmpfs -o mode=755 none /run && mkdir -p /run/secrets/kubernetes.io/serviceaccount \
+    && mount --bind \"$1\" /run/secrets/kubernetes.io/serviceaccount && shift && exec \"$@\"";
 
 /// A namespace of a scenario's own.
 pub struct Scene {
@@ -297,7 +401,11 @@ pub struct Scene {
 impl Scene {
     /// The scene of the scenario of this name, which is at most three letters long.
     pub fn new(name: &str) -> Self {
-        let world = world();
+        Self::within(world(), name)
+    }
+
+    /// As [`Scene::new`], in a world of its own.
+    pub fn within(world: Arc<World>, name: &str) -> Self {
         world.apply(
             &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }),
         );

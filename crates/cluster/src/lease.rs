@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::elder::Elder;
 pub use crate::elder::elder;
+use crate::said::in_words;
 
 /// One of the processes that may lead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +178,7 @@ impl Race {
                 self.trouble.clear();
                 Some(held)
             }
-            Err(error) => self.troubled(&error.to_string()),
+            Err(error) => self.troubled(&in_words(&error)),
         }
     }
 
@@ -290,7 +291,10 @@ impl Race {
         match timeout(Duration::from_secs(2), give_back).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
-                tracing::info!(reason = %error, "the leader lease was not given back")
+                tracing::info!(
+                    reason = in_words(&error),
+                    "the leader lease was not given back"
+                )
             }
             Err(_) => tracing::info!("the leader lease was not given back in time"),
         }

@@ -6,6 +6,7 @@ pub mod events;
 mod fake;
 pub mod lease;
 pub mod lenient;
+pub mod said;
 pub mod secrets;
 pub mod status;
 pub mod taint;

@@ -11,6 +11,8 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::said::in_words;
+
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -81,7 +83,9 @@ pub async fn lift(client: &Client, node: &str, taint: &Taint, shutdown: &Cancell
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => {
                 tracing::warn!(
-                    host = node, taint = taint.key, reason = %error,
+                    host = node,
+                    taint = taint.key,
+                    reason = in_words(&error),
                     "the startup taint is not lifted yet; podid's service account needs get and patch on nodes"
                 );
             }

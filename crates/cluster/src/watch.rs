@@ -13,6 +13,7 @@ use tokio::sync::watch::Sender;
 use tokio_util::sync::CancellationToken;
 
 use crate::lenient::Lenient;
+use crate::said::interruption;
 
 /// What happened to the watched objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,9 +129,7 @@ fn readable<K: Resource<DynamicType = ()>>(
 }
 
 fn interrupted<K: Resource<DynamicType = ()>>(error: &watcher::Error, health: &Sender<Health>) {
-    let text = format!(
-        "{error}; check that the API server is reachable and that RBAC allows list and watch"
-    );
+    let text = interruption(&K::kind(&()), error);
     health.send_if_modified(|h| {
         let news = h.trouble.as_deref() != Some(&text);
         if news {
@@ -230,12 +229,7 @@ mod tests {
     async fn an_interruption_shows_until_the_next_event() {
         let interruption = || Err(watcher::Error::NoResourceVersion);
         let (_, health) = told(vec![Ok(Event::Init), interruption()]).await;
-        assert!(
-            health
-                .trouble
-                .unwrap()
-                .contains("RBAC allows list and watch")
-        );
+        assert!(health.trouble.unwrap().contains("is reachable"));
         assert!(!health.synced);
         let (_, health) = told(vec![interruption(), Ok(Event::Init)]).await;
         assert!(health.trouble.is_some(), "nothing was heard of the server");

@@ -1,5 +1,6 @@
 //! The worker of one host. Hosts never wait for one another; what arrives while a change is under way goes into the next.
 
+use podid_cluster::said::in_words;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,7 +174,8 @@ async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut Strin
         }
         Err(error) => {
             let text = format!(
-                "what podid attaches cannot be recorded: {error}; check that RBAC allows get, list, create, patch and delete of configmaps in namespace {}",
+                "what podid attaches cannot be recorded: {}; check that RBAC allows get, list, create, patch and delete of configmaps in namespace {}",
+                in_words(&error),
                 context.config.namespace
             );
             let error = HostError {

@@ -4,11 +4,12 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
+use podid_cluster::said::in_words;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::run;
@@ -61,7 +62,8 @@ async fn apply(
     crd: &CustomResourceDefinition,
 ) -> anyhow::Result<()> {
     let params = PatchParams::apply(MANAGER).force();
-    let mut applied = api.patch(name, &params, &Patch::Apply(crd)).await?;
+    let patched = api.patch(name, &params, &Patch::Apply(crd)).await;
+    let mut applied = patched.map_err(|error| anyhow!(in_words(&error)))?;
     let deadline = Instant::now() + PATIENCE;
     while !is_established(&applied) {
         ensure!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -13,6 +13,7 @@ use kube::api::{DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use podid_api::{GROUP, VERSION};
+use podid_cluster::said::in_words;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -166,7 +167,10 @@ impl Status {
                 "{plural} cannot be listed; are podid's CustomResourceDefinitions installed (podid crds), and may you list them?"
             )
         };
-        Ok(listed.with_context(hint)?.items)
+        Ok(listed
+            .map_err(|error| anyhow!(in_words(&error)))
+            .with_context(hint)?
+            .items)
     }
 
     async fn controller(&self, client: &Client, now: Timestamp) -> anyhow::Result<Controller> {

@@ -10,9 +10,9 @@ use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
 use tower::timeout::TimeoutLayer;
 
-/// The API server begins to answer within this time, also where it is slow. Else the connection may be dead without anybody
-/// having said so, and the request is made again on another.
-const ANSWER: Duration = Duration::from_secs(30);
+/// The API server gives up by itself after a minute (its `--request-timeout`). Who has heard nothing by now talks to a connection
+/// that is dead without anybody having said so; the request is made again on another.
+const ANSWER: Duration = Duration::from_secs(65);
 /// An answer goes on within this time. Watches say something more often: they are begun anew by then.
 const SILENCE: Duration = Duration::from_secs(310);
 

@@ -21,39 +21,20 @@ use crate::cluster;
 use crate::takeover::{Original, furnish, holder};
 use crate::world::World;
 
-struct Stage {
-    world: World,
-    tools: tempfile::TempDir,
+/// A cluster, and a shell with podid, helm and kubectl.
+pub struct Stage {
+    pub world: World,
+    pub tools: tempfile::TempDir,
+    /// Where commands are run.
+    pub place: PathBuf,
     mic: Option<Process>,
     original: Option<Original>,
     _players: JoinSet<()>,
 }
 
 impl Stage {
-    async fn set() -> Self {
+    pub async fn bare() -> Self {
         let world = World::new().await;
-        furnish(&world).await;
-        let apps = |kind: &str, name: &str| {
-            let labels = json!({ "app": name });
-            let pod = json!({ "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
-            json!({
-                "apiVersion": "apps/v1", "kind": kind, "metadata": { "name": name, "namespace": "kube-system" },
-                "spec": { "selector": { "matchLabels": labels }, "template": pod },
-            })
-            .to_string()
-        };
-        for object in [
-            apps("Deployment", "aad-pod-identity-mic"),
-            apps("DaemonSet", "aad-pod-identity-nmi"),
-        ] {
-            let made = world
-                .api
-                .run_kubectl(&["apply", "-f", "-"], &object)
-                .await
-                .unwrap();
-            assert!(made.status.success(), "{made:?}");
-        }
-        let original = Original::start(&world, "aad-pod-identity-mic-5d8c").await;
         let tools = tempfile::tempdir().unwrap();
         for (name, program) in [
             ("kubectl", world.api.kubectl().to_owned()),
@@ -74,10 +55,40 @@ impl Stage {
         Self {
             world,
             tools,
+            place: tools::repository(),
             mic: None,
-            original: Some(original),
+            original: None,
             _players: players,
         }
+    }
+
+    /// With AAD Pod Identity, which works.
+    async fn set() -> Self {
+        let mut stage = Self::bare().await;
+        furnish(&stage.world).await;
+        let apps = |kind: &str, name: &str| {
+            let labels = json!({ "app": name });
+            let pod = json!({ "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
+            json!({
+                "apiVersion": "apps/v1", "kind": kind, "metadata": { "name": name, "namespace": "kube-system" },
+                "spec": { "selector": { "matchLabels": labels }, "template": pod },
+            })
+        };
+        stage
+            .apply(&apps("Deployment", "aad-pod-identity-mic"))
+            .await;
+        stage
+            .apply(&apps("DaemonSet", "aad-pod-identity-nmi"))
+            .await;
+        stage.original = Some(Original::start(&stage.world, "aad-pod-identity-mic-5d8c").await);
+        stage
+    }
+
+    pub async fn apply(&self, object: &Value) {
+        let object = object.to_string();
+        let made = self.world.api.run_kubectl(&["apply", "-f", "-"], &object);
+        let made = made.await.unwrap();
+        assert!(made.status.success(), "{made:?}");
     }
 
     /// Starts and ends controllers as their Deployments say.
@@ -151,7 +162,7 @@ impl Stage {
             .start_as(&file, "podid-mic-7f4b-0", "podid", &flags)
     }
 
-    async fn run(&mut self, commands: &str) -> Output {
+    pub async fn run(&mut self, commands: &str) -> Output {
         let path = format!(
             "{}:{}",
             self.tools.path().display(),
@@ -160,7 +171,7 @@ impl Stage {
         let mut shell = tokio::process::Command::new("bash");
         shell
             .args(["-euo", "pipefail", "-c", commands])
-            .current_dir(tools::repository())
+            .current_dir(&self.place)
             .env("PATH", path)
             .env("KUBECONFIG", self.world.api.kubeconfig())
             .kill_on_drop(true);

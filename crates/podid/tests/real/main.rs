@@ -1,4 +1,4 @@
-//! `podid mic` on a real kube-apiserver: take-over, and what kubectl shows.
+//! `podid mic` on a real kube-apiserver: take-over, what kubectl shows, and the commands of the documentation.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,5 +12,9 @@
 mod cluster;
 mod guide;
 mod kubectl;
+#[path = "../docs/pages.rs"]
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod pages;
+mod shell;
 mod takeover;
 mod world;

@@ -60,6 +60,25 @@ impl Backend {
         Ok(rules_stand && routing::verify(rules).await?)
     }
 
+    /// Those of which rules of podid's are in place, whatever these say.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub async fn in_place() -> Result<Vec<Self>, Error> {
+        let mut found = Vec::new();
+        for (backend, is_there) in [
+            (Self::Nftables, nftables::is_there().await),
+            (Self::Iptables, iptables::is_there().await),
+        ] {
+            match is_there {
+                Ok(true) => found.push(backend),
+                Ok(false) | Err(Error::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes whatever any backend has ever put in place, so that pods reach the node's metadata service again, and says for
     /// a person what that was. Tools that are not installed have put nothing in place.
     ///

@@ -1,22 +1,43 @@
-//! Interception by iptables: chains `PODID-*` of the table mangle, which are jumped to before anything else there.
+//! Interception by iptables: chains `PODID-*` of the table mangle, which are jumped to before anything else there, and one of
+//! the table nat.
 //!
-//! Only mangle is used: its forward chain comes before filter's, where network plugins accept traffic on their own terms, and
-//! one table is changed in one transaction.
+//! What decides is mangle, which is changed in one transaction: its forward chain comes before filter's, where network plugins
+//! accept traffic on their own terms. The chain in nat translates the address of an intercepted connection to itself, so that
+//! nothing after it there translates it to something else: the redirect of AAD Pod Identity's nmi (chain `aad-metadata`) may stay,
+//! whether that one lives or was killed.
+//!
+//! The order in nat is no matter of life and death. That nmi puts its jump first when it starts, and until podid's is before it
+//! again (at once, or with `iptables-legacy` at the next look) new connections are translated. Mangle comes before nat: podid's
+//! socket has been chosen by then, and a packet keeps it, so that podid answers all the same, by the translated address, for as
+//! long as that connection lasts. That takes `route_localnet`, as everything of that nmi's does.
+//!
+//! Nothing is kept from connection tracking (`NOTRACK` would keep nat away as well): podid's packets stay what network plugins know
+//! them as, and none is `INVALID` or `UNTRACKED` to their rules. It could not be done either: where NOTRACK is possible,
+//! which connections are under way to that nmi is not known yet. In nat podid's jump need not be the first, only before that
+//! one: others that insist on the first place, as Calico does, are not fought.
 
 use crate::backend::comments;
 use crate::command::call;
 use crate::{Error, HostNetwork, Rules};
 
-/// The built-in chains that podid hooks, whether or not the present rules need all of them.
-const HOOKS: [&str; 5] = ["PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING"];
+/// The tables and their built-in chains that podid hooks, whether or not the present rules need all of them. In this order
+/// they are changed: before a packet is marked, what keeps its address is in place.
+const TABLES: [(&str, &[&str]); 2] = [
+    ("nat", &["PREROUTING"]),
+    (
+        "mangle",
+        &["PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING"],
+    ),
+];
 const VARIANTS: [&str; 2] = ["iptables-nft", "iptables-legacy"];
 /// Chains of kubelet's that are in whichever variant the node uses.
 const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
-/// The original's chain in the table nat.
-const LEGACY: &str = "aad-metadata";
+/// The jump to the chain of AAD Pod Identity's nmi in the table nat.
+const REDIRECT: &str = "-j aad-metadata";
 
 /// A built-in chain and the rules of podid's own chain under it.
 struct Chain {
+    table: &'static str,
     hook: &'static str,
     rules: Vec<String>,
 }
@@ -24,30 +45,38 @@ struct Chain {
 /// Whether the tool and the kernel would take the rules.
 pub(crate) async fn probe(rules: &Rules) -> Result<(), Error> {
     let tool = variant().await?;
-    let args = "--noflush --test -w 5";
-    call(&format!("{tool}-restore"), args)
-        .input(&own_chains(rules))
+    let chains = chains(rules);
+    let script: String = TABLES
+        .iter()
+        .map(|(table, _)| section(table, &own_chains(&chains, table)))
+        .collect();
+    call(&format!("{tool}-restore"), "--noflush --test -w 5")
+        .input(&script)
         .run()
         .await
         .map(drop)
 }
 
-/// Replaces podid's chains and puts their jumps first, in one transaction.
+/// Replaces podid's chains and puts their jumps where they must be, in one transaction for each table.
 pub(crate) async fn apply(rules: &Rules) -> Result<(), Error> {
     let tool = variant().await?;
-    let mut text = String::new();
-    for chain in chains(rules) {
-        let name = own_name(chain.hook);
-        let present = list(tool, "mangle", chain.hook).await?.unwrap_or_default();
-        if !is_first(&present, chain.hook) {
-            text += &removed_jumps(&present, chain.hook);
-            text += &format!("-I {} 1 -j {name}\n", chain.hook);
+    let chains = chains(rules);
+    let mut script = String::new();
+    for (table, hooks) in TABLES {
+        let mut text = own_chains(&chains, table);
+        for hook in hooks {
+            if !is_used(&chains, table, hook) {
+                text += &removal(tool, table, hook).await?;
+                continue;
+            }
+            let present = list(tool, table, hook).await?.unwrap_or_default();
+            if !is_placed(&present, table, hook) {
+                text += &removed_jumps(&present, hook);
+                text += &format!("-I {hook} 1 -j {}\n", own_name(hook));
+            }
         }
+        script += &section(table, &text);
     }
-    for hook in unused(rules) {
-        text += &removal(tool, hook).await?;
-    }
-    let script = own_chains(rules).replace("COMMIT\n", &format!("{text}COMMIT\n"));
     call(&format!("{tool}-restore"), "--noflush -w 5")
         .input(&script)
         .run()
@@ -55,24 +84,37 @@ pub(crate) async fn apply(rules: &Rules) -> Result<(), Error> {
         .map(drop)
 }
 
-/// Whether the chains are what [`apply`] makes them and their jumps come first.
+/// Whether the chains are what [`apply`] makes them and their jumps are where they must be.
 pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
     let tool = variant().await?;
-    for chain in chains(rules) {
-        let Some(own) = list(tool, "mangle", &own_name(chain.hook)).await? else {
+    let chains = chains(rules);
+    for chain in &chains {
+        let Chain { table, hook, rules } = chain;
+        let Some(own) = list(tool, table, &own_name(hook)).await? else {
             return Ok(false);
         };
-        let present = list(tool, "mangle", chain.hook).await?.unwrap_or_default();
-        if comments_of(&own) != comments(&chain.rules) || !is_first(&present, chain.hook) {
+        let present = list(tool, table, hook).await?.unwrap_or_default();
+        if comments_of(&own) != comments(rules) || !is_placed(&present, table, hook) {
             return Ok(false);
         }
     }
-    for hook in unused(rules) {
-        if list(tool, "mangle", &own_name(hook)).await?.is_some() {
+    for (table, hook) in hooks() {
+        if !is_used(&chains, table, hook) && list(tool, table, &own_name(hook)).await?.is_some() {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether any of podid's chains is there, in the variant that the node uses.
+pub(crate) async fn is_there() -> Result<bool, Error> {
+    let tool = variant().await?;
+    for (table, hook) in hooks() {
+        if list(tool, table, &own_name(hook)).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Removes podid's chains from every variant that is installed, and says from which.
@@ -81,7 +123,9 @@ pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
     let mut failed = None;
     for tool in installed().await? {
         match cleanup_variant(tool).await {
-            Ok(true) => removed.push(format!("{tool}: the chains PODID-* of the table mangle")),
+            Ok(true) => removed.push(format!(
+                "{tool}: the chains PODID-* of the tables mangle and nat"
+            )),
             Ok(false) => {}
             Err(error) => failed = Some(error),
         }
@@ -90,14 +134,19 @@ pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
 }
 
 async fn cleanup_variant(tool: &str) -> Result<bool, Error> {
-    let mut text = String::new();
-    for hook in HOOKS {
-        text += &removal(tool, hook).await?;
+    let mut script = String::new();
+    for (table, hooks) in TABLES.iter().rev() {
+        let mut text = String::new();
+        for hook in *hooks {
+            text += &removal(tool, table, hook).await?;
+        }
+        if !text.is_empty() {
+            script += &section(table, &text);
+        }
     }
-    if text.is_empty() {
+    if script.is_empty() {
         return Ok(false);
     }
-    let script = format!("*mangle\n{text}COMMIT\n");
     call(&format!("{tool}-restore"), "--noflush -w 5")
         .input(&script)
         .run()
@@ -105,59 +154,71 @@ async fn cleanup_variant(tool: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Removes the redirect of the original (AAD Pod Identity, chain `aad-metadata` of the table nat), which it leaves behind when it
-/// is killed: it would translate the addresses of intercepted connections. Whether it was there.
-pub(crate) async fn remove_legacy() -> Result<bool, Error> {
-    let installed = match installed().await {
-        Err(Error::Missing { .. }) => return Ok(false),
-        other => other?,
-    };
-    let mut found = false;
-    for tool in installed {
-        if list(tool, "nat", LEGACY).await?.is_none() {
-            continue;
-        }
-        found = true;
-        let jump = format!("-j {LEGACY}");
-        let mut text = String::new();
-        for line in list(tool, "nat", "PREROUTING")
-            .await?
-            .unwrap_or_default()
-            .lines()
-        {
-            if let Some(rule) = line.strip_prefix("-A ")
-                && rule.trim_end().ends_with(&jump)
-            {
-                text += &format!("-D {rule}\n");
-            }
-        }
-        let script = format!("*nat\n{text}-F {LEGACY}\n-X {LEGACY}\nCOMMIT\n");
-        call(&format!("{tool}-restore"), "--noflush -w 5")
-            .input(&script)
-            .run()
-            .await?;
+fn chains(rules: &Rules) -> Vec<Chain> {
+    let mut chains = vec![translation(rules)];
+    if rules.withdrawing {
+        chains.push(under_way(rules));
+    } else {
+        chains.extend(interception(rules));
     }
-    Ok(found)
+    chains
 }
 
-fn chains(rules: &Rules) -> Vec<Chain> {
+fn asked(rules: &Rules) -> String {
+    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    format!("-d {metadata}/32 -p tcp -m tcp --dport {port}")
+}
+
+fn mark(rules: &Rules) -> String {
+    let mark = rules.mark_tproxy;
+    format!("{mark:#x}/{mark:#x}")
+}
+
+/// What is marked keeps its address.
+fn translation(rules: &Rules) -> Chain {
+    let (asked, mark) = (asked(rules), mark(rules));
+    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    Chain {
+        table: "nat",
+        hook: "PREROUTING",
+        rules: vec![format!(
+            "{asked} -m mark --mark {mark} -j DNAT --to-destination {metadata}:{port}"
+        )],
+    }
+}
+
+/// New connections pass, and are remembered by a bit of their tracking: without it their packets could not be told from those of NMI's,
+/// which is found as the listener of that address. Those that NMI has are delivered to it.
+fn under_way(rules: &Rules) -> Chain {
+    let (asked, mark, passing) = (asked(rules), mark(rules), rules.mark_own);
+    Chain {
+        table: "mangle",
+        hook: "PREROUTING",
+        rules: vec![
+            format!("{asked} -m conntrack --ctstate DNAT -j RETURN"),
+            format!(
+                "{asked} --tcp-flags FIN,SYN,RST,ACK SYN -j CONNMARK --set-xmark {passing:#x}/{passing:#x}"
+            ),
+            format!("{asked} -m connmark --mark {passing:#x}/{passing:#x} -j RETURN"),
+            format!("{asked} -m socket --nowildcard --transparent -j MARK --set-xmark {mark}"),
+        ],
+    }
+}
+
+fn interception(rules: &Rules) -> Vec<Chain> {
     let Rules {
         metadata,
-        metadata_port,
         listen_port,
         mark_own,
-        mark_tproxy,
         ..
     } = rules;
-    let (asked, target) = (
-        format!("-d {metadata}/32 -p tcp -m tcp --dport {metadata_port}"),
-        rules.target(),
-    );
-    let mark = format!("{mark_tproxy:#x}/{mark_tproxy:#x}");
+    let (asked, target, mark) = (asked(rules), rules.target(), mark(rules));
     let foreign = format!("-m mark ! --mark {mark_own:#x}/{mark_own:#x}");
+    let table = "mangle";
     let mut chains = vec![
         // Drops when there is no transparent listener.
         Chain {
+            table,
             hook: "PREROUTING",
             rules: vec![
                 // Under way to the nmi of AAD Pod Identity when podid came.
@@ -168,6 +229,7 @@ fn chains(rules: &Rules) -> Vec<Chain> {
             ],
         },
         Chain {
+            table,
             hook: "FORWARD",
             rules: vec![
                 format!("-d {metadata}/32 -j DROP"),
@@ -181,11 +243,13 @@ fn chains(rules: &Rules) -> Vec<Chain> {
         format!("{asked} -j DROP"),
     ];
     if !rules.direct {
+        // What is marked was intercepted, and came to this port because somebody's redirect was before podid's chain.
         input.push(format!(
-            "! -i lo -p tcp -m tcp --dport {listen_port} --tcp-flags SYN,ACK SYN -j DROP"
+            "! -i lo -p tcp -m tcp --dport {listen_port} --tcp-flags SYN,ACK SYN -m mark ! --mark {mark} -j DROP"
         ));
     }
     chains.push(Chain {
+        table,
         hook: "INPUT",
         rules: input,
     });
@@ -197,38 +261,46 @@ fn chains(rules: &Rules) -> Vec<Chain> {
     if let Some(from) = from {
         let back = format!("{asked}{from} {foreign} -j MARK --set-xmark {mark}");
         let stop = format!("! -o lo {asked}{from} {foreign} -j DROP");
-        chains.push(Chain {
-            hook: "OUTPUT",
-            rules: vec![back],
-        });
-        chains.push(Chain {
-            hook: "POSTROUTING",
-            rules: vec![stop],
-        });
+        for (hook, rule) in [("OUTPUT", back), ("POSTROUTING", stop)] {
+            chains.push(Chain {
+                table,
+                hook,
+                rules: vec![rule],
+            });
+        }
     }
     chains
 }
 
-fn unused(rules: &Rules) -> Vec<&'static str> {
-    let used = chains(rules);
-    HOOKS
+fn hooks() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLES
         .into_iter()
-        .filter(|hook| used.iter().all(|chain| chain.hook != *hook))
-        .collect()
+        .flat_map(|(table, hooks)| hooks.iter().map(move |hook| (table, *hook)))
+}
+
+fn is_used(chains: &[Chain], table: &str, hook: &str) -> bool {
+    chains
+        .iter()
+        .any(|chain| chain.table == table && chain.hook == hook)
 }
 
 fn own_name(hook: &str) -> String {
     format!("PODID-{hook}")
 }
 
-/// A transaction that creates or replaces podid's own chains, without jumps to them.
-fn own_chains(rules: &Rules) -> String {
-    let chains = chains(rules);
-    let mut text = "*mangle\n".to_owned();
-    for chain in &chains {
+/// One transaction.
+fn section(table: &str, text: &str) -> String {
+    format!("*{table}\n{text}COMMIT\n")
+}
+
+/// The lines that create or replace podid's own chains of a table, without jumps to them.
+fn own_chains(chains: &[Chain], table: &str) -> String {
+    let chains = || chains.iter().filter(|chain| chain.table == table);
+    let mut text = String::new();
+    for chain in chains() {
         text += &format!(":{} - [0:0]\n", own_name(chain.hook));
     }
-    for chain in &chains {
+    for chain in chains() {
         for (rule, comment) in chain.rules.iter().zip(comments(&chain.rules)) {
             text += &format!(
                 "-A {} -m comment --comment {comment} {rule}\n",
@@ -236,15 +308,15 @@ fn own_chains(rules: &Rules) -> String {
             );
         }
     }
-    text + "COMMIT\n"
+    text
 }
 
 /// The lines that remove podid's chain under `hook`, as far as it exists.
-async fn removal(tool: &str, hook: &str) -> Result<String, Error> {
-    let present = list(tool, "mangle", hook).await?.unwrap_or_default();
+async fn removal(tool: &str, table: &str, hook: &str) -> Result<String, Error> {
+    let present = list(tool, table, hook).await?.unwrap_or_default();
     let mut text = removed_jumps(&present, hook);
     let name = own_name(hook);
-    if list(tool, "mangle", &name).await?.is_some() {
+    if list(tool, table, &name).await?.is_some() {
         text += &format!("-F {name}\n-X {name}\n");
     }
     Ok(text)
@@ -256,10 +328,22 @@ fn removed_jumps(listing: &str, hook: &str) -> String {
     format!("-D {hook} -j {}\n", own_name(hook)).repeat(count)
 }
 
-fn is_first(listing: &str, hook: &str) -> bool {
+/// Whether podid's jump is there once, in mangle before everything else and in nat before the jump of AAD Pod Identity's nmi.
+fn is_placed(listing: &str, table: &str, hook: &str) -> bool {
     let jump = jump(hook);
-    let mut rules = listing.lines().filter(|line| line.starts_with("-A"));
-    rules.next().is_some_and(|line| line.trim() == jump) && rules.all(|line| line.trim() != jump)
+    let rules: Vec<&str> = listing
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("-A"))
+        .collect();
+    let mut found = (0..).zip(&rules).filter(|(_, line)| **line == jump);
+    let (Some((place, _)), None) = (found.next(), found.next()) else {
+        return false;
+    };
+    let before = &rules[..place];
+    before
+        .iter()
+        .all(|line| table == "nat" && !line.ends_with(REDIRECT))
 }
 
 fn jump(hook: &str) -> String {
@@ -330,18 +414,29 @@ mod tests {
         let ours = "-A FORWARD -j PODID-FORWARD\n";
         let other = "-A FORWARD -j CNI\n";
         let policy = "-P FORWARD ACCEPT\n";
-        assert!(is_first(&format!("{policy}{ours}{other}"), "FORWARD"));
-        assert!(!is_first(&format!("{policy}{other}{ours}"), "FORWARD"));
-        assert!(!is_first(
-            &format!("{policy}{ours}{other}{ours}"),
-            "FORWARD"
-        ));
-        assert!(!is_first(policy, "FORWARD"));
+        let is_first = |listing: &str| is_placed(listing, "mangle", "FORWARD");
+        assert!(is_first(&format!("{policy}{ours}{other}")));
+        assert!(!is_first(&format!("{policy}{other}{ours}")));
+        assert!(!is_first(&format!("{policy}{ours}{other}{ours}")));
+        assert!(!is_first(policy));
+    }
+
+    #[test]
+    fn in_nat_a_jump_must_only_come_before_that_of_the_original() {
+        let ours = "-A PREROUTING -j PODID-PREROUTING\n";
+        let calico = "-A PREROUTING -m comment --comment c -j cali-PREROUTING\n";
+        let theirs = "-A PREROUTING -j aad-metadata\n";
+        let is_right = |listing: &str| is_placed(listing, "nat", "PREROUTING");
+        assert!(is_right(&format!("{calico}{ours}{theirs}")));
+        assert!(!is_right(&format!("{calico}{theirs}{ours}")));
+        assert!(!is_right(&format!("{ours}{theirs}{ours}")));
+        assert!(!is_right(theirs));
     }
 
     #[test]
     fn a_foreign_or_changed_rule_is_seen() {
         let chain = Chain {
+            table: "mangle",
             hook: "FORWARD",
             rules: vec!["-j DROP".to_owned()],
         };

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::changes::Changes;
-use crate::{Backend, Error, Rules, conntrack, iptables};
+use crate::{Backend, Error, Rules, conntrack};
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -99,18 +99,16 @@ impl Keeper {
     }
 
     async fn look(&self) -> Result<(), Error> {
-        // By nftables it may stay, see there.
-        if self.backend == Backend::Iptables && iptables::remove_legacy().await? {
-            warn!(
-                "the redirect of AAD Pod Identity's nmi (chain aad-metadata) was on this node and is removed"
-            );
-        }
         let stands = self.backend.verify(&self.rules).await?;
         if !stands {
             self.backend.apply(&self.rules).await?;
         }
         let first = self.state.borrow().checks == self.state.borrow().failures;
-        let cut = if first { self.cut().await } else { 0 };
+        let cut = if first && !self.rules.withdrawing {
+            self.cut().await
+        } else {
+            0
+        };
         if !stands && !first {
             warn!(backend = ?self.backend, "the interception rules had been changed by somebody else; put back");
         }

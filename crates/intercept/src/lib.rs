@@ -5,7 +5,8 @@
 //! listener at the metadata address itself ([`listen`], transparent) takes those that come over a bridge whose packets are
 //! shown to the IP rules (`br_netfilter`), since the kernel forgets there which socket was chosen. Everything else from a pod to
 //! that address is refused. The rules **fail closed**: while they exist and NMI does not, a connection is refused (nftables) or
-//! dropped (iptables) and never reaches the node's metadata service. Nothing here removes them but [`Backend::cleanup`].
+//! dropped (iptables) and never reaches the node's metadata service. Nothing here removes
+//! them but [`Backend::cleanup`], and [`withdraw`], which ends with it.
 //!
 //! IPv4 only: Azure's metadata service has no IPv6 address.
 
@@ -22,6 +23,7 @@ mod listen;
 mod nftables;
 mod routing;
 mod rules;
+mod withdraw;
 
 pub use backend::Backend;
 pub use conntrack::cut_connections;
@@ -30,3 +32,4 @@ pub use keeper::{Keeper, State};
 pub use links::{Link, Links, NamespaceId};
 pub use listen::listen;
 pub use rules::{HostNetwork, Rules};
+pub use withdraw::withdraw;

@@ -53,14 +53,22 @@ pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
 
 /// Removes the table, and says so if it was there.
 pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
-    if call("nft", LIST).ask().await?.is_none() {
+    if !is_there().await? {
         return Ok(Vec::new());
     }
     call("nft", "-f -").input(REMOVE).run().await?;
     Ok(vec!["nftables: the table inet podid".to_owned()])
 }
 
+/// Whether the table is there, whatever is in it.
+pub(crate) async fn is_there() -> Result<bool, Error> {
+    Ok(call("nft", LIST).ask().await?.is_some())
+}
+
 fn chains(rules: &Rules) -> Vec<Chain> {
+    if rules.withdrawing {
+        return vec![under_way(rules), translation(rules)];
+    }
     let mut chains = vec![
         prerouting(rules),
         translation(rules),
@@ -100,21 +108,44 @@ fn prerouting(rules: &Rules) -> Chain {
     }
 }
 
+/// New connections pass, and are remembered by a bit of their tracking: without it their packets could not be told from those of NMI's,
+/// which is found as the listener of that address. Those that NMI has are delivered to it.
+fn under_way(rules: &Rules) -> Chain {
+    let (asked, mark, passing) = (asked(rules), rules.mark_tproxy, rules.mark_own);
+    Chain {
+        name: "prerouting",
+        hook: "prerouting",
+        kind: "filter",
+        priority: -150,
+        rules: vec![
+            translated(&asked),
+            format!(
+                "{asked} tcp flags & (fin | syn | rst | ack) == syn ct mark set ct mark | {passing:#x} accept"
+            ),
+            format!("{asked} ct mark & {passing:#x} == {passing:#x} accept"),
+            format!("{asked} socket transparent 1 meta mark set meta mark | {mark:#x} accept"),
+        ],
+    }
+}
+
 /// Requests that were under way when podid came go on to whoever the node's rules translate them to: the nmi of AAD Pod Identity.
 fn translated(asked: &str) -> String {
     format!("{asked} ct status dnat accept")
 }
 
-/// No other rule translates the address of a new connection, once this one has, to itself: whatever AAD Pod Identity's nmi has in
+/// No other rule translates the address of an intercepted connection, once this one has, to itself: whatever AAD Pod Identity's nmi has in
 /// the table nat may stay while both run, and serves again when podid has gone.
 fn translation(rules: &Rules) -> Chain {
     let (metadata, port) = (rules.metadata, rules.metadata_port);
+    let (asked, mark) = (asked(rules), rules.mark_tproxy);
     Chain {
         name: "translation",
         hook: "prerouting",
         kind: "nat",
         priority: -110,
-        rules: vec![format!("{} dnat ip to {metadata}:{port}", asked(rules))],
+        rules: vec![format!(
+            "{asked} meta mark & {mark:#x} == {mark:#x} dnat ip to {metadata}:{port}"
+        )],
     }
 }
 

@@ -34,6 +34,9 @@ pub struct Rules {
     pub host_network: HostNetwork,
     /// Whether other machines and pods may connect to NMI's own port directly. Loopback always may.
     pub direct: bool,
+    /// Whether podid is leaving: new connections pass it by, to whoever the node's other rules give them to or to the metadata
+    /// service itself, and only those that NMI has are still handed to it. Nothing fails closed any more.
+    pub withdrawing: bool,
 }
 
 /// Traffic that does not come in by a pod's link: that of pods on the host network, and of the node's own processes.
@@ -77,6 +80,7 @@ impl Default for Rules {
             table: 2579,
             host_network: HostNetwork::Off,
             direct: false,
+            withdrawing: false,
         }
     }
 }

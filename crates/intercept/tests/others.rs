@@ -7,9 +7,9 @@ mod common;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use common::way::Way;
+use common::way::{Way, assert_closed};
 use common::{Client, METADATA, Server, World};
-use podid_intercept::{Backend, Keeper, Rules, State};
+use podid_intercept::{Backend, Keeper, Rules, State, withdraw};
 use rstest::rstest;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -110,83 +110,200 @@ fn redirect(world: &World, tool: &str) {
     nat("-I PREROUTING 1 -j aad-metadata");
 }
 
-/// As AAD Pod Identity's nmi leaves it when it is killed.
+/// The tool of the original, and what is set where kube-proxy is.
+fn original(world: &World, tool: &str) -> Server {
+    let listener = world.node.within(|| TcpListener::bind(NMI).unwrap());
+    world
+        .node
+        .run("sysctl -qw net.ipv4.conf.br0.route_localnet=1");
+    redirect(world, tool);
+    Server::new("original", listener)
+}
+
+fn beside() -> Rules {
+    Rules {
+        listen_port: 2578,
+        ..Rules::default()
+    }
+}
+
+const OURS: &str = "nmi 10.77.0.11 169.254.169.254:80";
+const THEIRS: &str = "original 10.77.0.11 127.0.0.1:2579";
+
+/// As AAD Pod Identity's nmi leaves it when it is killed; podid may have its port.
 #[rstest]
+#[case(Way::Nftables, "iptables-nft")]
+#[case(Way::Nftables, "iptables-legacy")]
 #[case(Way::IptablesNft, "iptables-nft")]
 #[case(Way::IptablesLegacy, "iptables-legacy")]
-fn the_originals_redirect_is_removed_and_nothing_else_of_that_table(
-    #[case] way: Way,
-    #[case] tool: &str,
-) {
+fn what_a_dead_original_left_does_no_harm_and_stays(#[case] way: Way, #[case] tool: &str) {
     let world = World::new();
     let backend = way.on(&world);
     let nat = |line: &str| world.node.run(&format!("{tool} -w 5 -t nat {line}"));
-    let _nmi = world.nmi(NMI);
+    let nmi = (world.nmi(NMI), world.nmi(METADATA));
     nat("-N KUBE-SERVICES");
     nat("-A PREROUTING -j KUBE-SERVICES");
-    let before = nat("-S");
     redirect(&world, tool);
-    kept(&world, backend, PATIENCE, |_| async {
-        assert_eq!(nat("-S"), before);
-        let answer = world.pod.ask(METADATA).unwrap();
-        assert_eq!(answer, "nmi 10.77.0.11 169.254.169.254:80");
-    });
+    let before = nat("-S");
+    for shown in [false, true] {
+        world.show_bridged(shown);
+        kept(&world, backend, PATIENCE, |_| async {
+            for _ in 0..3 {
+                assert_eq!(world.pod.ask(METADATA).unwrap(), OURS);
+            }
+        });
+    }
+    drop(nmi);
+    let asked = world.azure.accepted();
+    assert_closed(way, world.pod.ask(METADATA));
+    assert_eq!(world.azure.accepted(), asked);
+    let rules = Rules::default();
+    let removed = world.node.block_on(|| Backend::cleanup(&rules));
+    assert!(!removed.unwrap().is_empty());
+    assert_eq!(nat("-S"), before);
 }
 
 /// AAD Pod Identity's nmi lives on the node and has its redirect in place, before podid comes and after it has gone.
 #[rstest]
-#[case("iptables-nft")]
-#[case("iptables-legacy")]
-fn beside_the_original_no_request_goes_unanswered(#[case] tool: &str) {
+#[case(Way::Nftables, "iptables-nft")]
+#[case(Way::Nftables, "iptables-legacy")]
+#[case(Way::IptablesNft, "iptables-nft")]
+#[case(Way::IptablesNft, "iptables-legacy")]
+#[case(Way::IptablesLegacy, "iptables-legacy")]
+#[case(Way::IptablesLegacy, "iptables-nft")]
+fn beside_the_original_no_request_goes_unanswered(#[case] way: Way, #[case] tool: &str) {
     let world = World::new();
-    let original = world.node.within(|| TcpListener::bind(NMI).unwrap());
-    let original = Server::new("original", original);
-    world
-        .node
-        .run("sysctl -qw net.ipv4.conf.br0.route_localnet=1");
-    redirect(&world, tool);
-    let nat = || world.node.run(&format!("{tool} -w 5 -t nat -S"));
-    let before = nat();
-    let ours = "nmi 10.77.0.11 169.254.169.254:80";
-    let theirs = "original 10.77.0.11 127.0.0.1:2579";
-    assert_eq!(world.pod.ask(METADATA).unwrap(), theirs);
+    let backend = way.on(&world);
+    let original = original(&world, tool);
+    let theirs = || {
+        world
+            .node
+            .run(&format!("{tool} -w 5 -t nat -S aad-metadata"))
+    };
+    let before = theirs();
+    assert_eq!(world.pod.ask(METADATA).unwrap(), THEIRS);
     // A request that is under way when podid comes.
     let mut under_way = Client::connect(&world.pod, METADATA, None).unwrap();
-    assert_eq!(under_way.ask().unwrap(), theirs);
+    assert_eq!(under_way.ask().unwrap(), THEIRS);
 
-    let rules = Rules {
-        listen_port: 2578,
-        ..Rules::default()
-    };
-    let _nmi = world.nmi("127.0.0.1:2578");
+    let rules = beside();
+    let nmi = (world.nmi("127.0.0.1:2578"), world.nmi(METADATA));
     world.node.block_on(|| async {
-        let keeper = Keeper::new(Backend::Nftables, rules.clone(), PATIENCE);
+        let keeper = Keeper::new(backend, rules.clone(), PATIENCE);
         let (state, stop) = (keeper.state(), CancellationToken::new());
         let told = stop.clone();
         let keeping = tokio::spawn(async move { keeper.run(told).await });
         until(&mut state.clone(), |state| state.in_place).await;
-        assert_eq!(under_way.ask().unwrap(), theirs, "it ends where it began");
+        assert_eq!(under_way.ask().unwrap(), THEIRS, "it ends where it began");
         for _ in 0..5 {
-            assert_eq!(world.pod.ask(METADATA).unwrap(), ours);
+            assert_eq!(world.pod.ask(METADATA).unwrap(), OURS);
         }
-        // The original looks after its own once a minute.
-        world.node.run(&format!("{tool} -w 5 -t nat -F aad-metadata"));
-        world.node.run(&format!("{tool} -w 5 -t nat -A aad-metadata ! -s 127.0.0.1/32 -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 127.0.0.1:2579"));
-        world.node.run(&format!("{tool} -w 5 -t nat -A aad-metadata -j RETURN"));
-        assert_eq!(world.pod.ask(METADATA).unwrap(), ours);
-        assert_eq!(nat(), before);
-        assert_eq!(under_way.ask().unwrap(), theirs);
+        let mut ours = Client::connect(&world.pod, METADATA, None).unwrap();
+        // It starts anew, and its jump is the first again, for as long as podid does not look.
+        let nat = |line: &str| world.node.run(&format!("{tool} -w 5 -t nat {line}"));
+        nat("-D PREROUTING -j aad-metadata");
+        assert_eq!(world.pod.ask(METADATA).unwrap(), OURS);
+        nat("-I PREROUTING 1 -j aad-metadata");
+        for _ in 0..5 {
+            let answer = world.pod.ask(METADATA).unwrap();
+            assert!(answer.starts_with("nmi 10.77.0.11 "), "{answer}");
+        }
+        assert_eq!(theirs(), before);
+        assert_eq!(under_way.ask().unwrap(), THEIRS);
+        assert_eq!(ours.ask().unwrap(), OURS);
         stop.cancel();
         keeping.await.unwrap();
         // podid goes: the original serves as if nothing had been.
         Backend::cleanup(&rules).await.unwrap();
-        assert_eq!(world.pod.ask(METADATA).unwrap(), theirs);
+        assert_eq!(world.pod.ask(METADATA).unwrap(), THEIRS);
+        assert_eq!(theirs(), before);
     });
     // And without the original nothing falls through to Azure while podid is there.
-    let backend = Backend::Nftables;
     world.node.block_on(|| backend.apply(&rules)).unwrap();
     drop(original);
-    assert_eq!(world.pod.ask(METADATA).unwrap(), ours);
+    let answer = world.pod.ask(METADATA).unwrap();
+    assert!(answer.starts_with("nmi "), "{answer}");
+    drop(nmi);
+}
+
+/// Until podid looks: the original has just started, or uses the other variant. Its redirect leads to the port that podid has.
+#[rstest]
+fn podid_answers_whatever_comes_first_in_nat(
+    #[values(Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+    #[values("iptables-nft", "iptables-legacy")] tool: &str,
+) {
+    let world = World::new();
+    let backend = way.on(&world);
+    world
+        .node
+        .run("sysctl -qw net.ipv4.conf.br0.route_localnet=1");
+    let _nmi = world.nmi(NMI);
+    let rules = Rules::default();
+    world.node.block_on(|| backend.apply(&rules)).unwrap();
+    redirect(&world, tool);
+    for _ in 0..3 {
+        let answer = world.pod.ask(METADATA).unwrap();
+        assert!(answer.starts_with("nmi 10.77.0.11 "), "{answer}");
+    }
+}
+
+/// With the original on the node, and without: then the metadata service itself answers.
+#[rstest]
+fn whoever_podid_has_is_served_to_the_end_when_it_withdraws(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+    #[values(false, true)] with_original: bool,
+    #[values(false, true)] shown: bool,
+) {
+    let world = World::new();
+    let backend = way.on(&world);
+    let tool = match way {
+        Way::IptablesLegacy => "iptables-legacy",
+        _ => "iptables-nft",
+    };
+    world.show_bridged(shown);
+    let rules = beside();
+    let _nmi = (world.nmi("127.0.0.1:2578"), world.nmi(METADATA));
+    world.node.block_on(|| backend.apply(&rules)).unwrap();
+    let _original = with_original.then(|| original(&world, tool));
+    world.node.block_on(|| backend.apply(&rules)).unwrap();
+    let next = if with_original {
+        THEIRS
+    } else {
+        "azure 10.77.0.11 169.254.169.254:80"
+    };
+    let stop = CancellationToken::new();
+    let world = &world;
+    let mut kept: Vec<_> = (0..3)
+        .map(|_| Client::connect(&world.pod, METADATA, None).unwrap())
+        .collect();
+    for client in &mut kept {
+        assert_eq!(client.ask().unwrap(), OURS);
+    }
+    world.node.block_on(|| async {
+        let removed = withdraw(
+            &rules,
+            async || {
+                let mut others: Vec<_> = (0..3)
+                    .map(|_| Client::connect(&world.pod, METADATA, None).unwrap())
+                    .collect();
+                for _ in 0..3 {
+                    for client in &mut others {
+                        assert_eq!(client.ask().unwrap(), next);
+                    }
+                    for client in &mut kept {
+                        assert_eq!(client.ask().unwrap(), OURS);
+                    }
+                }
+            },
+            &stop,
+        );
+        assert!(!removed.await.unwrap().is_empty());
+        assert!(Backend::in_place().await.unwrap().is_empty());
+        // Once more, as after a restart: nothing is to be done, and nobody waited for.
+        let again = withdraw(&rules, async || panic!("there is nothing to end"), &stop);
+        assert!(again.await.unwrap().is_empty());
+    });
+    assert_eq!(world.pod.ask(METADATA).unwrap(), next);
 }
 
 #[test]

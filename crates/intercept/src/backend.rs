@@ -40,12 +40,14 @@ impl Backend {
     /// Any but [`Error::NoBackend`]. What was in place before is still in place then.
     pub async fn apply(self, rules: &Rules) -> Result<(), Error> {
         rules.validate()?;
-        // Without the route intercepted packets are refused; without the rules they would pass. So the rules come first.
+        // Without the route intercepted packets are lost, so it comes first, and does nothing yet; without the rules they would
+        // pass, so those do not depend on it.
+        let routed = routing::apply(rules).await;
         match self {
             Self::Nftables => nftables::apply(rules).await?,
             Self::Iptables => iptables::apply(rules).await?,
         }
-        routing::apply(rules).await
+        routed
     }
 
     /// Whether exactly these rules are in place and come first.

@@ -9,7 +9,8 @@
 //! The order in nat is no matter of life and death. That nmi puts its jump first when it starts, and until podid's is before it
 //! again (at once, or with `iptables-legacy` at the next look) new connections are translated. Mangle comes before nat: podid's
 //! socket has been chosen by then, and a packet keeps it, so that podid answers all the same, by the translated address, for as
-//! long as that connection lasts. That takes `route_localnet`, as everything of that nmi's does.
+//! long as that connection lasts. On a bridge that is shown to the rules the socket is forgotten, and that nmi answers. Both take
+//! `route_localnet`, as everything of that nmi's does.
 //!
 //! Nothing is kept from connection tracking (`NOTRACK` would keep nat away as well): podid's packets stay what network plugins know
 //! them as, and none is `INVALID` or `UNTRACKED` to their rules. It could not be done either: where NOTRACK is possible,

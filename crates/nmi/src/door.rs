@@ -93,12 +93,15 @@ pub(crate) async fn converse(
         attested: AtomicBool::new(false),
     };
     let due = Due::default();
+    let parting = &shared.parting.0;
+    // The node's own programs and the kubelet's probe may come later still.
+    let is_late = parting.enforced.is_cancelled();
     let service = service_fn(|request| {
         let answer = request::respond(&shared, request, &visit);
         let (due, closing) = (&due, &closing);
         async move {
             let mut answer = answer.await;
-            if closing.announced.is_cancelled() {
+            if closing.announced.is_cancelled() || parting.announced.is_cancelled() {
                 answer.headers_mut().insert(CONNECTION, CLOSE);
             }
             due.set();
@@ -113,8 +116,13 @@ pub(crate) async fn converse(
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = closing.enforced.cancelled() => {
+        ended = connection.as_mut() => Some(ended),
+        () = closing.enforced.cancelled() => None,
+        () = parting.enforced.cancelled(), if !is_late => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -2,19 +2,15 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
-use crate::closing::Closing;
+use crate::closing::{Closing, LAST_REQUESTS};
 use crate::shared::Shared;
 use crate::{Listeners, NmiError, Part, door, fault, host, named, probe};
 
 const HOST: &str = "the host's socket (--host-token-socket)";
-
-/// Requests under way when the doors are closed have this long; the longest wait for an assignment and then for a token is shorter.
-const LAST_REQUESTS: Duration = Duration::from_secs(12);
 
 /// What serves, at copies of the listening sockets: the sockets themselves outlive the turn.
 pub(crate) struct Duty {

@@ -44,6 +44,7 @@ use tokio::sync::watch::{self, Receiver};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use closing::Parting;
 pub use config::Config;
 use duty::Duty;
 use metrics::Metrics;
@@ -105,15 +106,17 @@ impl Nmi {
     /// A node agent that has not started yet. `active` says whether requests are intercepted, for the probe.
     pub fn new(config: Config, client: Client, upstream: Upstream, active: Receiver<bool>) -> Self {
         let metrics = Arc::new(Metrics::default());
+        let shared = Arc::new(Shared::new(config, client.clone(), upstream, metrics));
         Self {
-            shared: Arc::new(Shared::new(config, client.clone(), upstream, metrics)),
             client,
             active,
             relay: Relay {
                 path: None,
                 predecessor: None,
                 on_duty: watch::Sender::new(false),
+                parting: shared.parting.clone(),
             },
+            shared,
             taint: None,
         }
     }
@@ -141,6 +144,11 @@ impl Nmi {
     /// Whether it is this node agent that serves, and not one before or after it.
     pub fn on_duty(&self) -> Receiver<bool> {
         self.relay.on_duty.subscribe()
+    }
+
+    /// Ends its serving, for good: also the node agent before it serves no more then, should this one end.
+    pub fn parting(&self) -> Parting {
+        self.shared.parting.clone()
     }
 
     /// Binds the ports of the probe and the metrics, next to doors that are already bound.

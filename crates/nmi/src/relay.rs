@@ -1,5 +1,6 @@
 //! Whose turn it is to serve: this node agent's, that of the one before it, or that of the one after it.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::sync::watch::{Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::closing::Parting;
 use crate::duty::Duty;
 use crate::{Listeners, NmiError};
 
@@ -26,6 +28,8 @@ pub(crate) struct Relay {
     pub(crate) predecessor: Option<Predecessor>,
     /// Whether this one serves.
     pub(crate) on_duty: Sender<bool>,
+    /// Announced when nobody is to serve after this one.
+    pub(crate) parting: Parting,
 }
 
 impl Relay {
@@ -46,11 +50,13 @@ impl Relay {
             predecessor.relieve().await;
         }
         let mut draining = JoinSet::new();
+        let mut predecessor = self.predecessor.take();
         loop {
             let mut duty = begin(&listeners)?;
             self.on_duty.send_replace(true);
             let relief = tokio::select! {
                 error = duty.failed() => return Err(error),
+                never = self.let_go(&mut predecessor) => match never {},
                 relief = self.relief(&listeners, shutdown) => relief,
             };
             self.on_duty.send_replace(false);
@@ -63,13 +69,22 @@ impl Relay {
             // A third one may end and start anew: this one must not hold its ports.
             drop(listeners);
             shutdown.cancelled().await;
-            if let Some(predecessor) = self.predecessor {
+            if let Some(predecessor) = predecessor {
                 predecessor.dismiss().await;
             }
             break;
         }
         while draining.join_next().await.is_some() {}
         Ok(())
+    }
+
+    /// Lets the one before this one go once it is never to serve again, lest it put back what is withdrawn. Does not return.
+    async fn let_go(&self, predecessor: &mut Option<Predecessor>) -> Infallible {
+        self.parting.0.announced.cancelled().await;
+        if let Some(predecessor) = predecessor.take() {
+            predecessor.dismiss().await;
+        }
+        std::future::pending().await
     }
 
     /// A successor that is ready; `None` when there is none at the end.

@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::cache::Cache;
+use crate::closing::Parting;
 use crate::config::Config;
 use crate::fairness::Connections;
 use crate::index::{Caller, Index};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) asked: Asked,
     pub(crate) object_ids: ObjectIds,
     pub(crate) tenant: NodeTenant,
+    pub(crate) parting: Parting,
     synced: AtomicBool,
 }
 
@@ -65,6 +67,7 @@ impl Shared {
             asked: Asked::default(),
             object_ids: ObjectIds::default(),
             tenant: NodeTenant::new(),
+            parting: Parting::default(),
             synced: AtomicBool::new(false),
             config,
         }

@@ -18,10 +18,10 @@ use podid_nmi::config::POD_REQUESTS;
 use podid_nmi::{Config, Taint, Upstream};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::compat::{Logging, duration};
 use super::ignored::Ignored;
+use super::keeping::Keeping;
 use super::run;
 
 /// A token is had from its issuer within this time; after that the client is told to come back, which it does by itself.
@@ -176,8 +176,10 @@ enum How {
     Auto,
     Nftables,
     Iptables,
-    /// None: clients are told the address, by AZURE_POD_IDENTITY_AUTHORITY_HOST.
+    /// None: clients are told the address, by AZURE_POD_IDENTITY_AUTHORITY_HOST. Rules that are in place stay.
     None,
+    /// No longer: ends what is under way, removes the rules for good, and then lets pods reach whoever comes after podid.
+    Withdraw,
 }
 
 /// Traffic of the host's network.
@@ -238,25 +240,18 @@ impl Nmi {
         let client = run::client(self.kubeconfig.as_deref()).await?;
         let mark = intercepts.then_some(rules.mark_own);
         let upstream = self.upstream(client.clone(), mark)?;
-        let keeper = self.keeper(rules).await?;
-        let (active, is_active) = watch::channel(keeper.is_none());
+        let (active, is_active) = watch::channel(!intercepts);
         let config = self.config()?;
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
         let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active)
             .lifting(self.startup_taint.clone());
-        if let Some(keeper) = &keeper {
-            nmi.metrics().intercepted_by(keeper.state());
-        }
+        let keeping = self.keeping(rules, &nmi).await?;
         let listeners = nmi.inherit(doors, &mut inheritance).await?;
         if let Some(path) = handover {
             nmi = nmi.in_relay(path, inheritance.predecessor());
         }
         let on_duty = nmi.on_duty();
-        let keeping = async {
-            if let Some(keeper) = &keeper {
-                keep(keeper, on_duty, active).await;
-            }
-        };
+        let keeping = keeping.run(on_duty, active);
         let (outcome, ()) = tokio::join!(nmi.run(listeners, shutdown), keeping);
         Ok(outcome?)
     }
@@ -292,7 +287,7 @@ impl Nmi {
         match self.interception.intercept_host_network {
             Host::All => Ok(HostNetwork::All),
             // What is in place is removed whatever it is.
-            Host::Pods if !self.interception.cleanup => HostNetwork::pods().context(
+            Host::Pods if !self.interception.cleanup && self.interception.how != How::Withdraw => HostNetwork::pods().context(
                 "--intercept-host-network=pods: the kubelet's control group kubepods is not to be seen; give the DaemonSet the host's /sys/fs/cgroup, of version 2",
             ),
             Host::Off | Host::Pods => Ok(HostNetwork::Off),
@@ -322,15 +317,18 @@ impl Nmi {
         Ok(doors)
     }
 
-    async fn keeper(&self, rules: Rules) -> anyhow::Result<Option<Keeper>> {
+    async fn keeping(&self, rules: Rules, nmi: &podid_nmi::Nmi) -> anyhow::Result<Keeping> {
         let backend = match self.interception.how {
-            How::None => return Ok(None),
+            How::None => return Ok(Keeping::Nothing),
+            How::Withdraw => return Ok(Keeping::Withdrawal(rules, nmi.parting())),
             How::Auto => Backend::detect(&rules).await?,
             How::Nftables => Backend::Nftables,
             How::Iptables => Backend::Iptables,
         };
         let interval = Duration::from_secs(self.interception.interval);
-        Ok(Some(Keeper::new(backend, rules, interval)))
+        let keeper = Keeper::new(backend, rules, interval);
+        nmi.metrics().intercepted_by(keeper.state());
+        Ok(Keeping::Rules(keeper))
     }
 
     fn upstream(&self, client: kube::Client, mark: Option<u32>) -> anyhow::Result<Upstream> {
@@ -454,30 +452,5 @@ impl Nmi {
             file.display()
         );
         Ok(())
-    }
-}
-
-/// Keeps the rules while this node agent serves; tells whether they are in place.
-async fn keep(keeper: &Keeper, mut on_duty: watch::Receiver<bool>, active: watch::Sender<bool>) {
-    let mut state = keeper.state();
-    let follow = async {
-        while state.changed().await.is_ok() {
-            active.send_replace(state.borrow_and_update().in_place);
-        }
-    };
-    let turns = async {
-        while on_duty.wait_for(|on_duty| *on_duty).await.is_ok() {
-            let turn = CancellationToken::new();
-            let over = async {
-                // An error says that it has ended.
-                let _ = on_duty.wait_for(|on_duty| !on_duty).await;
-                turn.cancel();
-            };
-            tokio::join!(keeper.run(turn.clone()), over);
-        }
-    };
-    tokio::select! {
-        () = follow => {}
-        () = turns => {}
     }
 }

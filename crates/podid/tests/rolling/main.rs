@@ -7,7 +7,9 @@
     reason = "a test"
 )]
 
+mod beside;
 mod client;
+mod original;
 #[path = "../world/mod.rs"]
 mod world;
 

@@ -1,5 +1,5 @@
-//! What takes nmi's rules off every node. They outlive nmi, so that nobody gets through while it is away; who removes podid
-//! for good runs this until every node had its turn.
+//! What takes nmi's rules off every node where nmi was removed without `--interception=withdraw`. They outlive it, so that nobody
+//! gets through while it is away; this runs until every node had its turn.
 
 use serde_json::{Value, json};
 

@@ -273,6 +273,12 @@ async fn each_switch_changes_what_it_says_and_nothing_else() {
     assert_eq!(pod["volumes"][3]["hostPath"]["path"], "/sys/fs/cgroup");
     are_taken("nmi", &pod["containers"][0]["args"]);
 
+    let leaving = with(&["nmi.interception=withdraw"]).await;
+    let pod = &find(&leaving, "DaemonSet", "podid-nmi").unwrap()["spec"]["template"]["spec"];
+    let given = pod["containers"][0]["args"].as_array().unwrap();
+    assert!(given.contains(&json!("--interception=withdraw")));
+    are_taken("nmi", &pod["containers"][0]["args"]);
+
     let federated = with(&["mic.cloudConfig=", "mic.serviceAccountAnnotations.a=b"]).await;
     let pod = &find(&federated, "Deployment", "podid-mic").unwrap()["spec"]["template"]["spec"];
     assert!(pod["volumes"].is_null());

@@ -1,5 +1,5 @@
-//! Least privilege, proven: `podid mic` works on a real kube-apiserver as the service account of the chart, with exactly its
-//! roles; and with any one verb of any one resource less, something does not.
+//! Least privilege, proven: `podid mic` and `podid nmi` work on a real kube-apiserver as the service accounts of the chart, with
+//! exactly their roles; and with any one verb of any one resource less, something does not.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,9 +8,13 @@
     reason = "a test"
 )]
 
+#[path = "../chart/cluster.rs"]
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod cluster;
+mod nmi;
+mod node;
+mod roles;
 mod world;
-
-use serde_json::{Value, json};
 
 use world::World;
 
@@ -92,7 +96,7 @@ const IN_A_RACE: [(&str, &str); 2] = [("configmaps", "get"), ("events", "patch")
 #[tokio::test(flavor = "multi_thread")]
 async fn mic_has_what_it_needs_and_nothing_else() {
     let world = World::build().await;
-    let mut granted = world.granted();
+    let mut granted = world.roles.granted();
     granted
         .retain(|(_, _, resource, verb)| !IN_A_RACE.contains(&(resource.as_str(), verb.as_str())));
     let mut round = 0;
@@ -118,7 +122,7 @@ async fn mic_has_what_it_needs_and_nothing_else() {
             }
             mic.kill();
         }
-        world.without(&kind, &role, &resource, &verb).await;
+        world.roles.without(&kind, &role, &resource, &verb).await;
         let second = format!("second-{round}");
         match before {
             Before::Another | Before::Fresh => world.need(&second).await,
@@ -146,30 +150,6 @@ async fn mic_has_what_it_needs_and_nothing_else() {
             mic.log()
         );
         mic.kill();
-        world.restore(&kind, &role).await;
-    }
-}
-
-/// Whoever has the node has nmi's token: it can change nothing, and read no Secret.
-#[test]
-fn nmi_may_only_look() {
-    let output = std::process::Command::new(world::PODID)
-        .args(["manifests", "--registry=example.azurecr.io/podid"])
-        .output()
-        .unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
-    let objects: Vec<Value> = serde_saphyr::from_multiple(&printed).unwrap();
-    let rules =
-        |object: &&Value| object["rules"].is_array() && object["metadata"]["name"] == "podid-nmi";
-    let roles: Vec<_> = objects.iter().filter(rules).collect();
-    assert_eq!(roles.len(), 1);
-    for rule in roles[0]["rules"].as_array().unwrap() {
-        assert_eq!(rule["verbs"], json!(["list", "watch"]));
-        assert!(
-            !rule["resources"]
-                .as_array()
-                .unwrap()
-                .contains(&json!("secrets"))
-        );
+        world.roles.restore(&kind, &role).await;
     }
 }

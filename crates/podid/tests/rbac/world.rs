@@ -4,16 +4,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::Client;
 use podid_sim::azure::{Azure, Handle, HostKind, Role};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+
+use crate::roles::{Roles, kubeconfig, send};
 
 pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
 const OURS: &str = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
@@ -25,7 +24,7 @@ pub struct World {
     api: ApiServer,
     client: Client,
     azure: Handle,
-    roles: Vec<Value>,
+    pub roles: Roles,
     kubeconfig: PathBuf,
     scratch: tempfile::TempDir,
     stop: CancellationToken,
@@ -89,14 +88,10 @@ impl World {
         let applied = api.run_kubectl(&["apply", "-f", "-"], &printed).await;
         assert!(applied.unwrap().status.success());
         let objects: Vec<Value> = serde_saphyr::from_multiple(&printed).unwrap();
-        let is_mics = |object: &Value| {
-            let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            object["rules"].is_array() && name.starts_with("podid-mic")
-        };
         let client = api.client().await.unwrap();
         let mut world = Self {
             kubeconfig: scratch.path().join("kubeconfig"),
-            roles: objects.into_iter().filter(is_mics).collect(),
+            roles: Roles::of("podid-mic", &client, objects),
             api,
             client,
             azure: handle,
@@ -108,15 +103,8 @@ impl World {
     }
 
     async fn furnish(&mut self, set: &str) {
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "podid");
-        let request = TokenRequest::default();
-        let params = PostParams::default();
-        let made = accounts.create_token_request("podid-mic", &params, &request);
-        let token = made.await.unwrap().status.unwrap().token;
-        let admin = std::fs::read(self.api.kubeconfig()).unwrap();
-        let mut config: Value = serde_json::from_slice(&admin).unwrap();
-        config["users"][0]["user"] = json!({ "token": token });
-        std::fs::write(&self.kubeconfig, config.to_string()).unwrap();
+        let config = kubeconfig(&self.api, "podid-mic").await;
+        std::fs::write(&self.kubeconfig, config).unwrap();
         self.create(
             "/api/v1/nodes",
             json!({
@@ -130,130 +118,6 @@ impl World {
             "apiVersion": "v1", "kind": "Endpoints", "metadata": { "name": "aad-pod-identity-mic" },
         }))
         .await;
-    }
-
-    /// What mic's roles grant: kind and name of the role, resource and verb.
-    pub fn granted(&self) -> Vec<(String, String, String, String)> {
-        let mut granted = Vec::new();
-        for role in &self.roles {
-            let text = |value: &Value| value.as_str().unwrap().to_owned();
-            for rule in role["rules"].as_array().unwrap() {
-                for resource in rule["resources"].as_array().unwrap() {
-                    for verb in rule["verbs"].as_array().unwrap() {
-                        let of = (text(&role["kind"]), text(&role["metadata"]["name"]));
-                        granted.push((of.0, of.1, text(resource), text(verb)));
-                    }
-                }
-            }
-        }
-        granted
-    }
-
-    /// Takes one verb on one resource away from a role.
-    pub async fn without(&self, kind: &str, role: &str, resource: &str, verb: &str) {
-        let mut less = self.role(kind, role).clone();
-        let mut rules = Vec::new();
-        for rule in less["rules"].as_array().unwrap() {
-            // A rule for each resource, of which one has a verb less.
-            for one in rule["resources"].as_array().unwrap() {
-                let mut rule = rule.clone();
-                rule["resources"] = json!([one]);
-                if one == resource {
-                    rule["verbs"].as_array_mut().unwrap().retain(|v| v != verb);
-                }
-                rules.push(rule);
-            }
-        }
-        rules.retain(|rule| rule["verbs"] != json!([]));
-        less["rules"] = json!(rules);
-        self.put(&less).await;
-        self.until_authorizer_follows().await;
-    }
-
-    pub async fn restore(&self, kind: &str, role: &str) {
-        self.put(self.role(kind, role)).await;
-        self.until_authorizer_follows().await;
-    }
-
-    fn role(&self, kind: &str, role: &str) -> &Value {
-        let of = |r: &&Value| r["kind"] == kind && r["metadata"]["name"] == role;
-        self.roles.iter().find(of).unwrap()
-    }
-
-    async fn put(&self, role: &Value) {
-        let kind = role["kind"].as_str().unwrap();
-        let name = role["metadata"]["name"].as_str().unwrap();
-        let group = "/apis/rbac.authorization.k8s.io/v1";
-        let path = match role["metadata"]["namespace"].as_str() {
-            Some(namespace) if kind == "Role" => {
-                format!("{group}/namespaces/{namespace}/roles/{name}")
-            }
-            _ => format!("{group}/clusterroles/{name}"),
-        };
-        self.send("PUT", &path, Some(role)).await.unwrap();
-    }
-
-    /// The authorizer learns of changes by a watch, in order: once it knows a later one, it knows all.
-    async fn until_authorizer_follows(&self) {
-        static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let name = format!(
-            "probe-{}",
-            COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-        );
-        let group = "/apis/rbac.authorization.k8s.io/v1";
-        let subject =
-            json!([{ "kind": "ServiceAccount", "name": "podid-mic", "namespace": "podid" }]);
-        for (kind, plural, scope) in [
-            ("ClusterRole", "clusterroles", ""),
-            ("Role", "roles", "/namespaces/podid"),
-            ("Role", "roles", "/namespaces/default"),
-        ] {
-            let place = if scope.ends_with("default") {
-                "default"
-            } else {
-                "podid"
-            };
-            let rules =
-                json!([{ "apiGroups": ["probe.podid.io"], "resources": [name], "verbs": ["get"] }]);
-            let meta = json!({ "name": name });
-            self.create(&format!("{group}{scope}/{plural}"), json!({
-                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta, "rules": rules,
-            }))
-            .await;
-            let binding = format!("{kind}Binding");
-            let bindings = plural.replace("roles", "rolebindings");
-            self.create(&format!("{group}{scope}/{bindings}"), json!({
-                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": binding, "metadata": meta, "subjects": subject,
-                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name },
-            }))
-            .await;
-            let mut attributes =
-                json!({ "group": "probe.podid.io", "resource": name, "verb": "get" });
-            if !scope.is_empty() {
-                attributes["namespace"] = json!(place);
-            }
-            let review = json!({
-                "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
-                "spec": { "user": "system:serviceaccount:podid:podid-mic", "resourceAttributes": attributes },
-            });
-            let deadline = Instant::now() + Duration::from_secs(30);
-            loop {
-                let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-                if self.send("POST", path, Some(&review)).await.unwrap()["status"]["allowed"]
-                    == true
-                {
-                    break;
-                }
-                assert!(Instant::now() < deadline, "the authorizer does not follow");
-                sleep(Duration::from_millis(20)).await;
-            }
-            for path in [
-                format!("{group}{scope}/{plural}/{name}"),
-                format!("{group}{scope}/{bindings}/{name}"),
-            ] {
-                self.send("DELETE", &path, None).await.unwrap();
-            }
-        }
     }
 
     /// An identity, a binding and an exception in the older spelling, and a pod; all by this name.
@@ -406,13 +270,6 @@ impl World {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, kube::Error> {
-        let body = body
-            .map(|body| body.to_string().into_bytes())
-            .unwrap_or_default();
-        let request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("Content-Type", "application/json");
-        self.client.request(request.body(body).unwrap()).await
+        send(&self.client, method, path, body).await
     }
 }

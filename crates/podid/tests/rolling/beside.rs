@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use podid_testkit::process::Process;
 use tempfile::TempDir;
 
-use crate::client::Load;
+use crate::client::{Habit, Load};
 use crate::original::Original;
 use crate::world::World;
 use crate::{HABITS, PODS, signal};
@@ -59,7 +59,11 @@ impl Node {
     }
 
     fn load(&self) -> Load {
-        Load::start(&PODS.map(|(pod, _)| self.world.net.name(pod)), &HABITS)
+        self.load_of(&HABITS)
+    }
+
+    fn load_of(&self, habits: &[Habit]) -> Load {
+        Load::start(&PODS.map(|(pod, _)| self.world.net.name(pod)), habits)
     }
 
     fn original(&self, tool: &'static str) -> Original {
@@ -180,6 +184,33 @@ fn no_request_fails_from_take_over_to_hand_back_with_iptables_nft() {
 fn no_request_fails_from_take_over_to_hand_back_with_iptables_legacy() {
     for shown in [false, true] {
         take_over_and_hand_back("iptables", "iptables-legacy", shown);
+    }
+}
+
+/// Without the original the node's own metadata service is next. Clients keep their connections here: the kernel remembers for a
+/// minute what podid has closed, and a new connection from the same port to somebody else would have to wait for so long.
+#[test]
+fn no_request_fails_when_podid_is_removed() {
+    for (interception, tool, shown) in [
+        ("nftables", "iptables-nft", false),
+        ("iptables", "iptables-nft", true),
+        ("iptables", "iptables-legacy", false),
+    ] {
+        let node = Node::build(tool, shown);
+        let podid = node.podid("nmi-1", interception);
+        node.until(&podid, "interception is in place");
+        let load = node.load_of(&HABITS[1..]);
+        node.goes_on(&load);
+        let asked = node.world.asked();
+        let leaving = node.podid("nmi-2", "withdraw");
+        node.until(&leaving, GONE);
+        node.end(&podid);
+        node.end(&leaving);
+        node.goes_on(&load);
+        assert_eq!(node.rules(), "");
+        assert!(node.world.asked() > asked + 300, "who answers?");
+        let failures = load.failures();
+        assert!(failures.is_empty(), "{interception}, {tool}: {failures:#?}");
     }
 }
 

@@ -100,7 +100,7 @@ impl Logging {
         };
         // Libraries' own news is rarely the operator's; what the client of the API server cannot do is told by its users.
         let default = format!(
-            "warn,kube_client=off,podid={level},podid_mic={level},podid_nmi={level},podid_azure={level},podid_cluster={level},podid_intercept={level},podid_sim={level}"
+            "warn,kube_client=off,kube_runtime=off,podid={level},podid_mic={level},podid_nmi={level},podid_azure={level},podid_cluster={level},podid_intercept={level},podid_sim={level}"
         );
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
         let logs = tracing_subscriber::fmt()

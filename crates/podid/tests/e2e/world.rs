@@ -62,6 +62,7 @@ pub struct World {
     pub gate: Gate,
     pub api: ApiServer,
     pub net: Net,
+    kubeconfig: PathBuf,
     settings: Settings,
     folder: TempDir,
     /// The scale set of `node-1` and `node-2`, and that of `node-3`. Pods with a network are on `node-1`.
@@ -143,6 +144,7 @@ impl World {
             api
         });
         let gate = Gate::open(net.outside, api.port()).unwrap();
+        let kubeconfig = api.kubeconfig_by(gate.address()).unwrap();
         let (azure, running) = start_azure(&net);
         let set = azure.host_id(HostKind::ScaleSet, GROUP, "pool1");
         let other = azure.create_host(HostKind::ScaleSet, GROUP, "pool2");
@@ -156,6 +158,7 @@ impl World {
             gate,
             api,
             net,
+            kubeconfig,
             settings,
             folder,
             set,
@@ -257,8 +260,7 @@ impl World {
             command
         } else {
             let mut command = self.net.command("node", PODID);
-            let kubeconfig = self.api.kubeconfig_by(self.gate.address()).unwrap();
-            command.env("KUBECONFIG", kubeconfig);
+            command.env("KUBECONFIG", &self.kubeconfig);
             command
         };
         command.env("AZURE_ENVIRONMENT_FILEPATH", self.at("cloud.json"));
@@ -344,17 +346,19 @@ impl World {
         let deadline = Instant::now() + PATIENCE;
         while !holds() {
             if Instant::now() > deadline {
-                let mics: Vec<String> =
-                    self.mics.lock().unwrap().iter().map(Process::log).collect();
-                let nmi = self.nmi.lock().unwrap().as_ref().map(Process::log);
-                panic!(
-                    "never: {what}\n{}\n{}",
-                    mics.join("\n"),
-                    nmi.unwrap_or_default()
-                );
+                panic!("never: {what}\n{}", self.logs());
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// What podid's processes said last; those that the test looks at already are left out.
+    fn logs(&self) -> String {
+        let mics = self.mics.try_lock().into_iter();
+        let mics = mics.flat_map(|mics| mics.iter().map(Process::log).collect::<Vec<_>>());
+        let nmi = self.nmi.try_lock().into_iter();
+        let nmi = nmi.filter_map(|nmi| nmi.as_ref().map(Process::log));
+        mics.chain(nmi).collect::<Vec<_>>().join("\n")
     }
 
     /// The names of the identities on a host.

@@ -12,7 +12,9 @@ pub enum Error {
         package: &'static str,
     },
     /// The kernel refused for lack of privilege.
-    #[error("{command}: {detail}; podid nmi needs the capability NET_ADMIN on the host's network")]
+    #[error(
+        "{command}: {detail}; podid nmi needs the capability NET_ADMIN on the host's network, and NET_RAW where iptables-legacy is installed"
+    )]
     Denied {
         /// The command that was run.
         command: String,

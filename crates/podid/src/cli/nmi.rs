@@ -310,7 +310,7 @@ impl Nmi {
                 Ok(door) => doors.push(door),
                 Err(error) => tracing::warn!(
                     reason = %error,
-                    "something else on this node listens at the metadata port; pods behind a bridge whose packets are shown to iptables (bridge-nf-call-iptables) will be refused"
+                    "cannot listen at the metadata port itself, so that pods behind a bridge whose packets are shown to iptables (bridge-nf-call-iptables) will be refused; give the DaemonSet the capability NET_BIND_SERVICE, and see that nothing else on this node listens there"
                 ),
             }
         }

@@ -31,7 +31,7 @@ fn pod(install: &Install) -> Value {
             "image": image.clone(),
             "imagePullPolicy": "IfNotPresent",
             "args": ["--cleanup"],
-            "securityContext": nmi::security(),
+            "securityContext": nmi::security(&["NET_ADMIN", "NET_RAW"]),
             "volumeMounts": [{ "name": "xtables-lock", "mountPath": "/run/xtables.lock" }],
         }],
         // A DaemonSet's pods stay; this one says by being ready that its node is done.

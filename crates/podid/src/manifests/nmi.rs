@@ -10,8 +10,9 @@ const KUBELET: &str = "/host/etc/default";
 
 /// What nmi may do to the node, beyond what any process of root's without capabilities may:
 /// `NET_ADMIN` for rules, routes, transparent listeners, the mark on its own packets, and questions about links.
+/// `NET_BIND_SERVICE` to listen at the metadata port itself, for packets of bridges that are shown to the IP rules.
 /// `NET_RAW` because `iptables-legacy` speaks to the kernel through a raw socket.
-pub(super) const CAPABILITIES: [&str; 2] = ["NET_ADMIN", "NET_RAW"];
+const CAPABILITIES: [&str; 3] = ["NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"];
 
 pub(super) fn daemon_set(install: &Install) -> Value {
     json!({
@@ -71,7 +72,7 @@ fn container(install: &Install) -> Value {
             "requests": { "cpu": "50m", "memory": "32Mi" },
             "limits": { "memory": "256Mi" },
         },
-        "securityContext": security(),
+        "securityContext": security(&CAPABILITIES),
         "volumeMounts": [
             { "name": "handover", "mountPath": "/run/podid" },
             { "name": "kubelet-config", "mountPath": KUBELET, "readOnly": true },
@@ -80,12 +81,12 @@ fn container(install: &Install) -> Value {
     })
 }
 
-pub(super) fn security() -> Value {
+pub(super) fn security(capabilities: &[&str]) -> Value {
     json!({
         "runAsUser": 0,
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"], "add": CAPABILITIES },
+        "capabilities": { "drop": ["ALL"], "add": capabilities },
     })
 }
 

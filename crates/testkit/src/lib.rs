@@ -6,6 +6,7 @@
 pub mod apiserver;
 pub mod certs;
 pub mod cgroup;
+pub mod container;
 pub mod gate;
 pub mod net;
 pub mod process;

@@ -76,6 +76,23 @@ pub fn faketime() -> Result<PathBuf> {
         .context("libfaketime is not there: run tools/setup (the package is libfaketime)")
 }
 
+/// The container engine, and in it the images that [`images`] has built.
+pub fn engine() -> PathBuf {
+    repository().join("tools/image/engine")
+}
+
+/// The tag of `localhost/podid/mic` and `localhost/podid/nmi`, as the Dockerfile makes them of this source; they are built when they
+/// are not there, which takes minutes.
+///
+/// # Errors
+/// When they cannot be built, with the end of what was said.
+pub fn images() -> Result<String> {
+    let tag = build("tools/image/build").context(
+        "the images cannot be built: run tools/setup (it installs podman, runc and mmdebstrap), as root",
+    )?;
+    Ok(tag.display().to_string())
+}
+
 fn built() -> Result<PathBuf> {
     build("tools/kube/build").context(
         "kube-apiserver is neither cached nor can it be built: run tools/setup, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd",

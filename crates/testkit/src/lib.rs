@@ -1,4 +1,4 @@
-//! What podid's tests run against: a real kube-apiserver, and programs that end with the test.
+//! What podid's tests run against: a real kube-apiserver, and programs and containers that end with the test.
 //!
 //! Everything started here ends with its value, and with the test process, however that ends.
 //! What it leaves on disk or in the kernel when the process is killed, the next test process removes.

@@ -47,7 +47,8 @@ pub(crate) struct State {
     pub(crate) truths: HashMap<ResourceId, Truth>,
     /// Identities that were accepted by the API server and cannot be used, and why.
     pub(crate) malformed: HashMap<ObjectKey, (Meta, String)>,
-    node_names: HashSet<Arc<str>>,
+    /// Nodes that were seen, whatever is behind them.
+    pub(crate) node_names: HashSet<Arc<str>>,
 }
 
 /// What Azure told about an identity that is not what it seemed.

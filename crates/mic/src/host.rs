@@ -196,6 +196,20 @@ impl Host {
         self.wake.notify_one();
     }
 
+    /// What podid attached and no pod wants any more.
+    pub(crate) fn leaving(&self) -> Vec<ResourceId> {
+        let owned = self.owned.keys();
+        owned
+            .filter(|id| !self.wanted.contains_key(*id))
+            .cloned()
+            .collect()
+    }
+
+    /// The identity lingers from now on again.
+    pub(crate) fn linger_anew(&mut self, id: ResourceId, now: Instant) {
+        self.left.insert(id, now);
+    }
+
     /// Decides what to do next. `client_id` tells a wanted identity's.
     pub(crate) fn next_move(
         &mut self,

@@ -236,6 +236,30 @@ async fn an_identity_lingers_and_is_taken_up_again_without_a_call() {
     mic.stop().await;
 }
 
+/// By mistake, or because the machine is gone: which of both, and where the machine is, a new leader cannot know.
+#[tokio::test(start_paused = true)]
+async fn what_pods_of_a_node_without_an_object_need_stays_also_under_the_next_leader() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    world.pod("web", "n1", "s1");
+    let mic = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 1).await;
+    world.api.delete("nodes", "", "n1");
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(world.azure.attached(&host(1)), only(&[1]));
+    mic.stop().await;
+    let mic = world.start(config("mic-1")).await;
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(world.azure.attached(&host(1)), only(&[1]));
+    // The pod goes at last.
+    world.api.delete("pods", "ns", "web");
+    world
+        .until("detached", |w| w.azure.attached(&host(1)).is_empty())
+        .await;
+    mic.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_others_or_the_immutable_list_hold_stays() {
     let world = World::new();

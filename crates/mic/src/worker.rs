@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podid_policy::desired::{AssignmentKey, Desired};
+use podid_policy::desired::{Assignment, AssignmentKey, Desired};
 use podid_policy::facts::ObjectKey;
 use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
 use tokio::time::{Instant, sleep_until};
@@ -67,9 +67,18 @@ fn next_move(context: &Context, key: &HostKey) -> Option<Move> {
         desired,
         hosts,
         quarantine,
+        node_names,
         ..
     } = &mut *state;
     let host = hosts.get_mut(key)?;
+    // A node's object may be gone while its pods run on; what they need may be here.
+    for id in host.leaving() {
+        let unseen = |a: &Assignment| !node_names.contains(&a.node);
+        let needs = |a: &Assignment| unseen(a) && a.identity.resource_id() == Some(&id);
+        if desired.unplaced().any(needs) {
+            host.linger_anew(id, Instant::now());
+        }
+    }
     let client_id = |who: &AssignmentKey| client_id(desired, who);
     let next = host.next_move(Instant::now(), &context.config, quarantine, client_id);
     if next == Move::Retire {

@@ -96,6 +96,8 @@ pub struct Desired {
     bindings_by_identity: Groups<ObjectKey>,
     /// Those of each pod, in the order of the identities' names.
     assignments: HashMap<ObjectKey, Box<[Assignment]>>,
+    /// Pods with assignments whose host is not known.
+    unplaced: BTreeSet<ObjectKey>,
     names: Names,
 }
 
@@ -114,6 +116,7 @@ impl Desired {
             bindings_by_selector: Groups::default(),
             bindings_by_identity: Groups::default(),
             assignments: HashMap::new(),
+            unplaced: BTreeSet::new(),
             names: Names::default(),
         }
     }
@@ -248,6 +251,12 @@ impl Desired {
         self.assignments.values().flatten()
     }
 
+    /// Those whose host is not known, in no particular order.
+    pub fn unplaced(&self) -> impl Iterator<Item = &Assignment> {
+        let pods = self.unplaced.iter();
+        pods.flat_map(|pod| self.assignments.get(pod).into_iter().flatten())
+    }
+
     /// The keys of all pods that were seen, for comparison with a complete list.
     pub fn pods(&self) -> impl Iterator<Item = &ObjectKey> {
         self.pods.keys()
@@ -319,6 +328,11 @@ impl Desired {
             let after = self.assignments_of(&pod);
             let before = self.assignments.remove(&pod).unwrap_or_default();
             compare(before, &after, &mut deltas);
+            if after.iter().any(|a| a.host.is_none()) {
+                self.unplaced.insert(pod.clone());
+            } else {
+                self.unplaced.remove(&pod);
+            }
             if !after.is_empty() {
                 self.assignments.insert(pod, after);
             }

@@ -1,5 +1,5 @@
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::facts::{IdentitySource, PodPhase};
@@ -313,6 +313,9 @@ proptest! {
             prop_assert_eq!(&told, &naive(&index));
             prop_assert!(index.leaving.iter().all(|node| index.pods_by_node.of(node).count() > 0));
         }
+        let unplaced: BTreeSet<_> = index.unplaced().map(Assignment::key).collect();
+        let placeless = index.assignments().filter(|a| a.host.is_none()).map(Assignment::key);
+        prop_assert_eq!(unplaced, placeless.collect());
         let all: BTreeMap<_, _> = index.assignments().map(|a| (a.key(), a.clone())).collect();
         prop_assert_eq!(all, told);
     }

@@ -8,7 +8,7 @@ pub mod binding;
 pub mod crds;
 pub mod exception;
 pub mod identity;
-pub mod respell;
+pub mod legacy_case;
 
 use podid_policy::ids::IdError;
 
@@ -49,7 +49,7 @@ pub enum ObjectError {
 }
 
 /// The first of two spellings of a required text field that is not empty: the older one, which somebody has applied since the
-/// object was brought to today's (see [`respell`]).
+/// object was brought to today's (see [`legacy_case`]).
 pub(crate) fn required<'a>(
     field: &'static str,
     today: &'a Option<String>,

@@ -14,9 +14,9 @@ use tokio::sync::watch::Sender;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::elder::Elder;
-pub use crate::elder::elder;
-use crate::said::in_words;
+use crate::endpoints_lock::Elder;
+pub use crate::endpoints_lock::elder;
+use crate::error_text::in_words;
 
 /// One of the processes that may lead.
 #[derive(Debug, Clone, PartialEq, Eq)]

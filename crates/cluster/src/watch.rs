@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch::Sender;
 use tokio_util::sync::CancellationToken;
 
+use crate::error_text::interruption;
 use crate::lenient::Lenient;
-use crate::said::interruption;
 
 /// What happened to the watched objects.
 #[derive(Debug, Clone, PartialEq)]

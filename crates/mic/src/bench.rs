@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use crate::assigned::{Object, Step, Watched, decide};
 use crate::config::Config;
-use crate::controller::{Effects, Meta, State};
 use crate::host::Move;
-use crate::hosts::OnHost;
+use crate::host::cloud::OnHost;
+use crate::index::{Effects, Meta, State};
 
 /// What an event led to, when all that follows from it has been done.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

@@ -9,14 +9,14 @@ use podid_policy::facts::ObjectKey;
 use podid_policy::ids::HostKey;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::assigned::queue::Queue;
 use crate::config::Config;
-use crate::controller::{Effects, State};
-use crate::hosts::Hosts;
+use crate::host::cloud::Hosts;
+use crate::host::ownership::Records;
+use crate::index::{Effects, State};
 use crate::metrics::Metrics;
-use crate::notes::Note;
-use crate::ownership::Records;
-use crate::queue::Queue;
-use crate::respell::Respell;
+use crate::report::events::Note;
+use crate::type_upgrade::TypeUpgrade;
 
 /// Shared by all tasks.
 pub(crate) struct Context {
@@ -30,7 +30,7 @@ pub(crate) struct Context {
     /// Whether this replica leads and knows enough to act.
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) conditions: Conditions,
-    pub(crate) respell: Respell,
+    pub(crate) type_upgrade: TypeUpgrade,
     /// Why writing failed last, so that an outage is logged once and not for every object.
     pub(crate) write_trouble: Mutex<String>,
     notes: mpsc::Sender<Note>,
@@ -65,7 +65,7 @@ impl Context {
             metrics: Metrics::default(),
             ready: watch::Sender::new(false),
             conditions: Conditions::default(),
-            respell: Respell::default(),
+            type_upgrade: TypeUpgrade::default(),
             write_trouble: Mutex::default(),
             config,
             client,

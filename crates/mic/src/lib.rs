@@ -10,24 +10,16 @@
 mod assigned;
 #[doc(hidden)]
 pub mod bench;
-mod conditions;
 pub mod config;
 mod context;
-mod controller;
-mod embed;
-mod host;
-pub mod hosts;
+mod health;
+pub mod host;
+mod index;
+mod leadership;
 mod metrics;
-mod notes;
-mod ownership;
-mod quarantine;
-mod queue;
-mod respell;
-mod serve;
-mod term;
+mod report;
+mod type_upgrade;
 mod watches;
-mod worker;
-mod writer;
 
 #[cfg(test)]
 mod testing;
@@ -46,10 +38,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::assigned::writer;
 use crate::context::Context;
+use crate::host::worker;
+use crate::report::{conditions, events};
 
 pub use config::Config;
-pub use hosts::Hosts;
+pub use host::cloud::Hosts;
 
 /// Why the controller stopped before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -134,12 +129,12 @@ impl Mic {
         let healths = watches::start(&context, &mut tasks, &shutdown);
         start_leading(&context, &mut tasks, healths.clone(), &shutdown);
         start_writing(&context, &mut tasks, ends.notes, &shutdown);
-        let probe = serve::probe(context.clone());
-        let metrics = serve::metrics(context.clone(), healths);
+        let probe = health::probe(context.clone());
+        let metrics = health::metrics(context.clone(), healths);
         for (listener, router) in [(listeners.probe, probe), (listeners.metrics, metrics)] {
             let shutdown = shutdown.clone();
             tasks.spawn(async move {
-                serve::serve(listener, router, shutdown).await;
+                health::serve(listener, router, shutdown).await;
                 "HTTP"
             });
         }
@@ -166,12 +161,12 @@ fn start_leading(
         racing.await;
         "leader lease"
     });
-    let term = term::serve(context.clone(), leading, healths, shutdown.clone());
+    let term = leadership::serve(context.clone(), leading, healths, shutdown.clone());
     tasks.spawn(async move {
         term.await;
         "term"
     });
-    let resync = term::resync(context.clone(), shutdown.clone());
+    let resync = leadership::resync(context.clone(), shutdown.clone());
     tasks.spawn(async move {
         resync.await;
         "resync"
@@ -181,7 +176,7 @@ fn start_leading(
 fn start_writing(
     context: &Arc<Context>,
     tasks: &mut JoinSet<&'static str>,
-    notes_end: mpsc::Receiver<notes::Note>,
+    notes_end: mpsc::Receiver<events::Note>,
     shutdown: &CancellationToken,
 ) {
     for _ in 0..context.config.parallel_writes.max(1) {
@@ -197,9 +192,9 @@ fn start_writing(
         "conditions"
     });
     if context.config.type_upgrade {
-        let respelling = respell::keep(context.clone(), shutdown.clone());
+        let upgrading = type_upgrade::keep(context.clone(), shutdown.clone());
         tasks.spawn(async move {
-            respelling.await;
+            upgrading.await;
             "type upgrade"
         });
     }
@@ -208,7 +203,7 @@ fn start_writing(
         "podid-mic",
         &context.config.instance,
     );
-    let recording = notes::record(events, notes_end, shutdown.clone());
+    let recording = events::record(events, notes_end, shutdown.clone());
     tasks.spawn(async move {
         recording.await;
         "Events"

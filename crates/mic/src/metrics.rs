@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::hosts::Fault;
+use crate::host::cloud::Fault;
 
 const PREFIX: &str = "aadpodidentity_";
 const OBJECT_BUCKETS: [f64; 18] = [

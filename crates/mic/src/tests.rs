@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::hosts::Fault;
+use crate::host::cloud::Fault;
 use crate::testing::apiserver::FakeApi;
 use crate::testing::azure::{FakeAzure, fault};
 use crate::testing::{host, id, provider_id};

@@ -22,10 +22,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::assigned::{Object, Watched};
-use crate::conditions::Condition;
 use crate::context::Context;
-use crate::controller::{Effects, Meta, State};
-use crate::notes;
+use crate::index::{Effects, Meta, State};
+use crate::report::conditions::Condition;
+use crate::report::events;
 
 /// A pod, without what is not needed.
 #[derive(kube::Resource, Debug, Clone, Deserialize)]
@@ -204,7 +204,7 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
             let key = key(&identity);
             let old = identity.spec.is_legacy();
             context
-                .respell
+                .type_upgrade
                 .saw("AzureIdentity", "azureidentities", &key, old);
             let meta = Meta {
                 condition: Condition::read(&seen.status),
@@ -238,7 +238,7 @@ fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
         Change::Applied(binding) => {
             let (kind, plural) = ("AzureIdentityBinding", "azureidentitybindings");
             let old = binding.spec.is_legacy();
-            context.respell.saw(kind, plural, &key(&binding), old);
+            context.type_upgrade.saw(kind, plural, &key(&binding), old);
             match binding.facts() {
                 Ok(facts) => {
                     let meta = meta(&binding);
@@ -262,7 +262,7 @@ fn exceptions(context: &Context, change: Change<AzurePodIdentityException>) {
     if let Change::Applied(seen) = change {
         let (kind, plural) = ("AzurePodIdentityException", "azurepodidentityexceptions");
         let old = !seen.spec.legacy_pod_labels.is_empty();
-        context.respell.saw(kind, plural, &key(&seen), old);
+        context.type_upgrade.saw(kind, plural, &key(&seen), old);
     }
 }
 
@@ -298,7 +298,7 @@ fn malformed<K: Resource<DynamicType = ()>>(
     tracing::warn!(%kind, object = %name, reason = %error, "object is malformed and counts as absent");
     if context.is_ready() {
         let uid = object.uid().unwrap_or_default();
-        let note = notes::of_malformed(&kind, &name, &uid, error.to_string());
+        let note = events::of_malformed(&kind, &name, &uid, error.to_string());
         context.note(note);
     }
     context.step(|state| delete(state, &name));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use podid_policy::matching::Scope;
 
-use crate::attest::Attestor;
+use crate::caller::attest::Attestor;
 
 /// What no client that keeps its tokens comes near to.
 pub const POD_REQUESTS: u32 = 100;

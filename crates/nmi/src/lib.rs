@@ -1,36 +1,12 @@
 //! The node agent: answers the metadata token endpoint for the pods of its node.
 
-pub mod answer;
-pub mod attest;
-pub mod cache;
-mod closing;
+pub mod caller;
 pub mod config;
-mod door;
-mod duty;
-mod fairness;
-mod grant;
-mod host;
-pub mod index;
-mod info;
-mod lookup;
-mod measured;
+mod context;
+pub mod http;
+mod lifecycle;
 pub mod metrics;
-mod pace;
-mod pass;
-mod pods;
-mod prefetch;
-mod principal;
-mod probe;
-mod quiet;
-mod relay;
-mod request;
-mod secrets;
-mod shared;
-pub mod source;
-pub mod target;
-mod trace;
-mod watches;
-mod wire;
+pub mod token;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -44,13 +20,15 @@ use tokio::sync::watch::{self, Receiver};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use closing::Parting;
+use caller::watches;
 pub use config::Config;
-use duty::Duty;
+use context::Shared;
+pub use lifecycle::drain::Parting;
+use lifecycle::servers::Duty;
+use lifecycle::takeover::Relay;
 use metrics::Metrics;
-use relay::Relay;
-use shared::Shared;
-pub use source::Upstream;
+pub use token::source::Upstream;
+use token::{prefetch, secret_watch};
 
 /// Why the node agent stopped before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -197,7 +175,8 @@ impl Nmi {
         let ready = watch::Sender::new(false);
         let is_ready = ready.subscribe();
         let healths = watches::start(&self.shared, &self.client, &mut tasks, &stop);
-        let secrets = secrets::follow(Arc::clone(&self.shared), self.client.clone(), stop.clone());
+        let secrets =
+            secret_watch::follow(Arc::clone(&self.shared), self.client.clone(), stop.clone());
         tasks.spawn(secrets);
         tasks.spawn(prefetch::run(Arc::clone(&self.shared), stop.clone()));
         tasks.spawn(follow(

@@ -17,7 +17,7 @@ use podid_policy::facts::{IdentityFacts, IdentitySource};
 
 use tokio::sync::watch::Receiver;
 
-use crate::source::SourceError;
+use crate::token::source::SourceError;
 
 /// Resources that are told apart; pods can make up any.
 const RESOURCES: [&str; 8] = [

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use podid_nmi::source::SourceError;
+use podid_nmi::token::source::SourceError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use podid_policy::ids::ClientId;
 use podid_testkit::{process, tools};

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::{Failure, Host, LASTING, LONGEST, Trouble};
 use crate::config::Config;
-use crate::hosts::{Fault, HostChange, HostError};
-use crate::quarantine::Quarantine;
+use crate::host::cloud::{Fault, HostChange, HostError};
+use crate::host::quarantine::Quarantine;
 
 impl Host {
     /// Something failed; `change` is what was being carried out.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use tokio::time::{Instant, sleep};
 
-use crate::hosts::{Fault, HostChange, HostError, Hosts, MAX_CHANGE, OnHost};
+use crate::host::cloud::{Fault, HostChange, HostError, Hosts, MAX_CHANGE, OnHost};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {

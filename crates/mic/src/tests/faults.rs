@@ -1,7 +1,7 @@
 //! What goes wrong, and that it delays or loses nothing else.
 
 use super::*;
-use crate::hosts::HostError;
+use crate::host::cloud::HostError;
 use crate::testing::azure::Call;
 
 fn stage(world: &World, name: &str) -> Value {

@@ -8,7 +8,7 @@ use podid_azure::arm::Arm;
 use podid_azure::clouds::ENVIRONMENT_FILE;
 use podid_azure::config::{CloudConfig, ConfigError};
 use podid_azure::error::Error;
-use podid_mic::hosts::{HostChange, HostError, Hosts, OnHost};
+use podid_mic::host::cloud::{HostChange, HostError, Hosts, OnHost};
 use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

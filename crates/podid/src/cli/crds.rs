@@ -9,7 +9,7 @@ use clap::Args;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use podid_cluster::said::in_words;
+use podid_cluster::error_text::in_words;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::run;

@@ -6,7 +6,7 @@ mod crds;
 #[cfg(feature = "simulators")]
 mod demo;
 mod ignored;
-mod keeping;
+mod interception;
 mod manifests;
 mod mic;
 mod nmi;

@@ -13,7 +13,7 @@ use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_intercept::handover::{self, Inheritance};
 use podid_intercept::{Backend, HostNetwork, Keeper, Rules};
-use podid_nmi::attest::Attestor;
+use podid_nmi::caller::attest::Attestor;
 use podid_nmi::config::POD_REQUESTS;
 use podid_nmi::{Config, Taint, Upstream};
 use podid_policy::matching::Scope;
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::compat::{Logging, duration};
 use super::ignored::Ignored;
-use super::keeping::Keeping;
+use super::interception::Keeping;
 use super::run;
 
 /// A token is had from its issuer within this time; after that the client is told to come back, which it does by itself.

@@ -13,7 +13,7 @@ use kube::api::{DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use podid_api::{GROUP, VERSION};
-use podid_cluster::said::in_words;
+use podid_cluster::error_text::in_words;
 use serde::Serialize;
 use serde_json::Value;
 

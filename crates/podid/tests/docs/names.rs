@@ -109,9 +109,9 @@ fn names_in(file: &str) -> BTreeSet<String> {
 #[test]
 fn what_people_are_told_is_explained() {
     for (file, page) in [
-        ("crates/mic/src/hosts.rs", "controller.md"),
+        ("crates/mic/src/host/cloud.rs", "controller.md"),
         ("crates/policy/src/reason.rs", "troubleshooting.md"),
-        ("crates/nmi/src/answer.rs", "troubleshooting.md"),
+        ("crates/nmi/src/http/response.rs", "troubleshooting.md"),
     ] {
         let text = std::fs::read_to_string(folder().join(page)).unwrap();
         let silent: Vec<String> = names_in(file)

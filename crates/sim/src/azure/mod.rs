@@ -6,10 +6,10 @@
 mod arm;
 mod assertion;
 mod compute;
+mod control;
 mod directory;
 mod entra;
 mod faults;
-mod handle;
 mod imds;
 mod journal;
 mod tokens;
@@ -26,9 +26,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use control::Handle;
 pub use directory::{HostKind, Identity, Role};
 pub use faults::{Action, Fault};
-pub use handle::Handle;
 pub use journal::{Entry, Service};
 
 use directory::Directory;

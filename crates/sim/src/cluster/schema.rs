@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{failure::Cause, rules::Rule};
+use super::{cel::Rule, failure::Cause};
 
 /// A compiled structural schema.
 #[derive(Debug, Default)]

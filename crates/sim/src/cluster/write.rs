@@ -9,10 +9,10 @@ use super::{
     catalog::{Catalog, Kind},
     crd,
     failure::{Cause, Failure, Outcome},
-    lifecycle::{self, Unknown},
     patch::Form,
     path::Target,
     store::{Key, State},
+    strategy::{self, Unknown},
     view,
 };
 
@@ -35,7 +35,7 @@ impl Write<'_> {
         let mut object = self.request.json()?;
         let warnings = self.shape(&mut object)?;
         self.check_namespace(&object)?;
-        lifecycle::create(self.kind, &mut object, &self.target.namespace)?;
+        strategy::create(self.kind, &mut object, &self.target.namespace)?;
         let name = object["metadata"]["name"]
             .as_str()
             .unwrap_or_default()
@@ -52,7 +52,7 @@ impl Write<'_> {
             ));
         }
         if is_definition(self.kind) {
-            object["status"] = crd::established(&object, &lifecycle::now());
+            object["status"] = crd::established(&object, &strategy::now());
         }
         let stored = self.commit(&mut state, key, object);
         Ok((view::present(self.kind, &stored), warnings))
@@ -127,10 +127,10 @@ impl Write<'_> {
             );
             return Err(Failure::invalid(group, &self.kind.kind, name, &[cause]));
         }
-        lifecycle::update(self.kind, &old, &mut new, self.status)?;
+        strategy::update(self.kind, &old, &mut new, self.status)?;
         if is_definition(self.kind) && !self.status {
             let stored = old["status"]["storedVersions"].clone();
-            new["status"] = crd::established(&new, &lifecycle::now());
+            new["status"] = crd::established(&new, &strategy::now());
             if stored.is_array() {
                 new["status"]["storedVersions"] = stored;
                 new["status"]["conditions"] = old["status"]["conditions"].clone();
@@ -163,9 +163,9 @@ impl Write<'_> {
                 group: String::new(),
                 ..Kind::clone(self.kind)
             };
-            return lifecycle::shape(&core, object, unknown);
+            return strategy::shape(&core, object, unknown);
         }
-        let warnings = lifecycle::shape(self.kind, object, unknown)?;
+        let warnings = strategy::shape(self.kind, object, unknown)?;
         view::absorb(self.kind, object);
         Ok(warnings)
     }

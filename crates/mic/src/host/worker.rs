@@ -1,0 +1,354 @@
+//! The worker of one host. Hosts never wait for one another; what arrives while a change is under way goes into the next.
+
+use podid_cluster::error_text::in_words;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podid_policy::desired::{Assignment, AssignmentKey, Desired};
+use podid_policy::facts::ObjectKey;
+use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::host::cloud::{Fault, HostChange, HostError, OnHost};
+use crate::host::{Host, LASTING, Move, Owned};
+use crate::index::{State, Truth};
+use crate::report::events;
+
+/// What Azure told of an identity is believed this long.
+const TRUTH: Duration = Duration::from_secs(600);
+/// At most this many pods of a refused identity are told by an Event.
+const TOLD_PODS: usize = 10;
+
+/// Looks after a host until nothing of podid's is left there, or shutdown.
+pub(crate) async fn work(context: Arc<Context>, key: Arc<HostKey>, shutdown: CancellationToken) {
+    let mut ready = context.ready.subscribe();
+    let wake = match context.state.lock().hosts.get(&key) {
+        Some(host) => host.wake.clone(),
+        None => return,
+    };
+    let mut said = String::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            ready = ready.wait_for(|ready| *ready) => if ready.is_err() { return },
+        }
+        let Some(next) = next_move(&context, &key) else {
+            return;
+        };
+        if let Move::Wait(until) = next {
+            let due = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = wake.notified() => {}
+                () = due => {}
+                _ = ready.wait_for(|ready| !*ready) => {}
+            }
+            continue;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = carry_out(&context, &key, next, &mut said) => {}
+        }
+    }
+}
+
+/// The next move; `None` when the host has just been forgotten.
+fn next_move(context: &Context, key: &HostKey) -> Option<Move> {
+    let mut state = context.state.lock();
+    let State {
+        desired,
+        hosts,
+        quarantine,
+        node_names,
+        ..
+    } = &mut *state;
+    let host = hosts.get_mut(key)?;
+    // A node's object may be gone while its pods run on; what they need may be here.
+    for id in host.leaving() {
+        let unseen = |a: &Assignment| !node_names.contains(&a.node);
+        let needs = |a: &Assignment| unseen(a) && a.identity.resource_id() == Some(&id);
+        if desired.unplaced().any(needs) {
+            host.linger_anew(id, Instant::now());
+        }
+    }
+    let client_id = |who: &AssignmentKey| client_id(desired, who);
+    let next = host.next_move(Instant::now(), &context.config, quarantine, client_id);
+    if next == Move::Retire {
+        hosts.remove(key);
+        return None;
+    }
+    Some(next)
+}
+
+fn client_id(desired: &Desired, who: &AssignmentKey) -> Option<ClientId> {
+    Some(desired.get(who)?.identity.client_id.clone())
+}
+
+async fn carry_out(context: &Context, key: &HostKey, next: Move, said: &mut String) {
+    match next {
+        Move::Wait(_) | Move::Retire => {}
+        Move::Look => look(context, key, said).await,
+        Move::Verify(id) => verify(context, key, &id).await,
+        Move::Record(owned) => record(context, key, owned, said).await,
+        Move::Change(seen, change) => change_host(context, key, &seen, &change, said).await,
+    }
+}
+
+async fn look(context: &Context, key: &HostKey, said: &mut String) {
+    let started = Instant::now();
+    let shown = context.azure.identities(key).await;
+    let operation = match key.kind() {
+        HostKind::VirtualMachine => "vm_get",
+        HostKind::ScaleSet => "vmss_get",
+    };
+    let fault = shown.as_ref().err().map(|error| error.fault);
+    context.metrics.cloud(operation, started.elapsed(), fault);
+    let shown = match shown {
+        Ok(shown) => shown,
+        Err(error) => return failed(context, key, &error, None, said),
+    };
+    said.clear();
+    let there: Vec<ResourceId> = shown.user.keys().cloned().collect();
+    let mut drifted = Vec::new();
+    with_host(context, key, |desired, host| {
+        let of = |who: &AssignmentKey| client_id(desired, who);
+        let looked = host.looked(Instant::now(), shown, of);
+        drifted = looked.drifted;
+        looked.touched
+    });
+    passed(context, key, &there);
+    for id in &drifted {
+        tracing::warn!(host = %key, identity = %id, "somebody else has detached the identity; it is attached again");
+        context.metrics.drifted();
+        let text = format!("somebody else has detached it from {key}; it is attached again");
+        tell_users(context, key, id, "IdentityDetached", &text);
+    }
+}
+
+/// Asks Azure which client id is right, unless it has told lately.
+async fn verify(context: &Context, key: &HostKey, id: &ResourceId) {
+    let lately = |state: &State| {
+        let truth = state.truths.get(id)?;
+        (truth.asked.elapsed() < TRUTH).then_some(())
+    };
+    if lately(&context.state.lock()).is_none() {
+        let started = Instant::now();
+        let told = context.azure.client_id(id).await;
+        let fault = told.as_ref().err().map(|error| error.fault);
+        context
+            .metrics
+            .cloud("identity_get", started.elapsed(), fault);
+        let asked = Instant::now();
+        let truth = Truth { asked, told };
+        context.state.lock().truths.insert(id.clone(), truth);
+    }
+    let mut state = context.state.lock();
+    let State {
+        desired,
+        hosts,
+        truths,
+        ..
+    } = &mut *state;
+    let truth = truths.get(id).and_then(|truth| truth.told.as_ref().ok());
+    let users = match hosts.get_mut(key) {
+        Some(host) => host.verified(id, truth),
+        None => return,
+    };
+    let identities = identities_of(desired, &users);
+    drop(state);
+    tracing::info!(host = %key, identity = %id, "the identity's client id on the host is not that of its AzureIdentity; see the condition of the AzureIdentity");
+    context.doubt_conditions(identities);
+}
+
+async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut String) {
+    match context.records.store(key, &owned).await {
+        Ok(None) => with_host(context, key, |_, host| {
+            host.recorded(owned);
+            BTreeSet::new()
+        }),
+        Ok(Some(theirs)) => {
+            tracing::info!(host = %key, "another leader has recorded what it attached; that counts too");
+            with_host(context, key, |_, host| {
+                host.learnt(theirs);
+                BTreeSet::new()
+            });
+        }
+        Err(error) => {
+            let text = format!(
+                "what podid attaches cannot be recorded: {}; check that RBAC allows get, list, create, patch and delete of configmaps in namespace {}",
+                in_words(&error),
+                context.config.namespace
+            );
+            let error = HostError {
+                fault: Fault::Unavailable,
+                text,
+                identities: Vec::new(),
+                retry_after: None,
+                begun: false,
+            };
+            failed(context, key, &error, None, said);
+        }
+    }
+}
+
+async fn change_host(
+    context: &Context,
+    key: &HostKey,
+    seen: &OnHost,
+    change: &HostChange,
+    said: &mut String,
+) {
+    let started = Instant::now();
+    let done = context.azure.patch(key, seen, change).await;
+    let operation = match key.kind() {
+        HostKind::VirtualMachine => "vm_update",
+        HostKind::ScaleSet => "vmss_update",
+    };
+    let took = started.elapsed();
+    let fault = done.as_ref().err().map(|error| error.fault);
+    context.metrics.cloud(operation, took, fault);
+    match done {
+        Ok(version) => {
+            said.clear();
+            context.metrics.cycle(took);
+            tracing::info!(host = %key, attached = names(&change.attach), detached = names(&change.detach), "host changed");
+            with_host(context, key, |_, host| host.changed(change, version));
+            passed(context, key, &change.attach);
+        }
+        Err(error) => failed(context, key, &error, Some(change), said),
+    }
+}
+
+/// Tells a host what happened and passes on whose objects and conditions may have to change.
+fn with_host(
+    context: &Context,
+    key: &HostKey,
+    tell: impl FnOnce(&Desired, &mut Host) -> BTreeSet<AssignmentKey>,
+) {
+    let mut state = context.state.lock();
+    let State { desired, hosts, .. } = &mut *state;
+    let Some(host) = hosts.get_mut(key) else {
+        return;
+    };
+    let touched = tell(desired, host);
+    let mut doubtful = identities_of(desired, &touched);
+    doubtful.retain(|identity| !state.is_ready(identity));
+    drop(state);
+    context.doubt_conditions(doubtful);
+    context.look_at(touched);
+}
+
+fn identities_of(desired: &Desired, users: &BTreeSet<AssignmentKey>) -> BTreeSet<ObjectKey> {
+    let assignments = users.iter().filter_map(|who| desired.get(who));
+    assignments.map(|a| a.identity.key.clone()).collect()
+}
+
+/// These are on the host: whoever waits for one that was refused there may go on.
+fn passed(context: &Context, key: &HostKey, ids: &[ResourceId]) {
+    let mut state = context.state.lock();
+    for id in ids {
+        if state.quarantine.passed(id, key) {
+            state.wake_hosts_of(id);
+        }
+    }
+}
+
+fn failed(
+    context: &Context,
+    key: &HostKey,
+    error: &HostError,
+    change: Option<&HostChange>,
+    said: &mut String,
+) {
+    let mut state = context.state.lock();
+    let State {
+        desired,
+        hosts,
+        quarantine,
+        ..
+    } = &mut *state;
+    let Some(host) = hosts.get_mut(key) else {
+        return;
+    };
+    let failure = host.failed(Instant::now(), &context.config, error, change, quarantine);
+    let lasting = host.trouble.as_ref().is_some_and(|t| t.attempts == LASTING);
+    let doubtful = identities_of(desired, &failure.touched);
+    drop(state);
+    context.doubt_conditions(doubtful);
+    for id in &failure.apart {
+        tracing::warn!(host = %key, identity = %id, reason = %error.text, "Azure refuses to attach the identity; it is tried again, alone, ever less often");
+        tell_users(context, key, id, error.fault.name(), &error.text);
+    }
+    if failure.apart.is_empty() {
+        if *said != error.text {
+            tracing::warn!(host = %key, fault = error.fault.name(), reason = %error.text, "the host's identities could not be read or changed; retried");
+            said.clone_from(&error.text);
+        }
+        if lasting {
+            tell_pods(context, key, error);
+        }
+    }
+    context.look_at(failure.touched);
+}
+
+/// Tells people about an identity on a host: Events on it and on its pods.
+fn tell_users(context: &Context, key: &HostKey, id: &ResourceId, reason: &'static str, text: &str) {
+    let mut identities = BTreeSet::new();
+    let mut told = Vec::new();
+    {
+        let state = context.state.lock();
+        let users = state.hosts.get(key).and_then(|host| host.wanted.get(id));
+        let users = users.into_iter().flatten();
+        for assignment in users.filter_map(|who| state.desired.get(who)) {
+            let identity = &assignment.identity.key;
+            let message = format!("{identity} on {key}: {text}");
+            if identities.insert(identity.clone()) {
+                told.push(events::of_identity(
+                    &state,
+                    identity,
+                    reason,
+                    message.clone(),
+                ));
+            }
+            if told.len() < TOLD_PODS {
+                told.push(events::of_pod(assignment, message));
+            }
+        }
+    }
+    for note in told {
+        context.note(note);
+    }
+    context.doubt_conditions(identities);
+}
+
+/// Tells pods that wait for a host that it cannot be read or changed.
+fn tell_pods(context: &Context, key: &HostKey, error: &HostError) {
+    let told: Vec<_> = {
+        let state = context.state.lock();
+        let Some(host) = state.hosts.get(key) else {
+            return;
+        };
+        let missing = |(id, _): &(&ResourceId, _)| host.has(id) != Some(true);
+        let waiting = host.wanted.iter().filter(missing);
+        let users = waiting.flat_map(|(_, users)| users);
+        let assignments = users.filter_map(|who| state.desired.get(who));
+        assignments
+            .take(TOLD_PODS)
+            .map(|pod| events::of_pod(pod, format!("{key}: {}", error.text)))
+            .collect()
+    };
+    told.into_iter().for_each(|note| context.note(note));
+}
+
+fn names(ids: &[ResourceId]) -> String {
+    let names: Vec<&str> = ids.iter().map(ResourceId::name).collect();
+    names.join(", ")
+}

@@ -1,0 +1,4 @@
+//! What people are told.
+
+pub(crate) mod conditions;
+pub(crate) mod events;

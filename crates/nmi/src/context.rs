@@ -1,0 +1,107 @@
+//! What requests and watches share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kube::Client;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::caller::index::{Caller, Index};
+use crate::caller::lookup::Lookup;
+use crate::config::Config;
+use crate::http::info::NodeTenant;
+use crate::http::log_limit::Quiet;
+use crate::http::rate_limit::Connections;
+use crate::lifecycle::drain::Parting;
+use crate::metrics::Metrics;
+use crate::token::cache::Cache;
+use crate::token::measured::Measured;
+use crate::token::object_id::ObjectIds;
+use crate::token::prefetch::Asked;
+use crate::token::source::Upstream;
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    /// Held for microseconds, never across an await.
+    pub(crate) index: RwLock<Index>,
+    /// Counts the changes of the index.
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) cache: Cache<Measured>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) lookup: Lookup,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) quiet: Quiet,
+    pub(crate) asked: Asked,
+    pub(crate) object_ids: ObjectIds,
+    pub(crate) tenant: NodeTenant,
+    pub(crate) parting: Parting,
+    synced: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        client: Client,
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let upstream = Arc::new(upstream);
+        Self {
+            lookup: Lookup::new(client, &config.node, Arc::clone(&metrics)),
+            index: RwLock::new(
+                Index::new(config.scope, config.assigned_first).picking_first(config.pick_first),
+            ),
+            changes: watch::Sender::new(0),
+            cache: Cache::new(
+                Arc::new(Measured::new(Arc::clone(&upstream), Arc::clone(&metrics))),
+                config.token_floor,
+                Arc::new(jiff::Timestamp::now),
+            ),
+            upstream,
+            metrics,
+            connections: Arc::new(Connections::new(config.pod_requests)),
+            quiet: Quiet::default(),
+            asked: Asked::default(),
+            object_ids: ObjectIds::default(),
+            tenant: NodeTenant::new(),
+            parting: Parting::default(),
+            synced: AtomicBool::new(false),
+            config,
+        }
+    }
+
+    /// Changes the index and tells whoever waits for it; tokens whose grant is gone go too.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Index)) {
+        let granted = {
+            let mut index = self.index.write();
+            change(&mut index);
+            (!self.cache.is_empty()).then(|| index.granted_identities())
+        };
+        if let Some(granted) = granted {
+            self.cache.retain(&granted);
+        }
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Who has this address; `None` until the index is complete.
+    pub(crate) fn caller(&self, address: IpAddr) -> Option<Caller> {
+        self.is_synced().then(|| {
+            let watched = self.index.read().caller(address);
+            self.lookup.caller(address, watched)
+        })
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_synced(&self) {
+        if !self.synced.swap(true, Ordering::AcqRel) {
+            tracing::info!("all objects are known; tokens are served");
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Everything that speaks HTTP to callers.
+
+pub(crate) mod error_body;
+pub(crate) mod host_token;
+pub(crate) mod info;
+pub(crate) mod log_limit;
+pub(crate) mod passthrough;
+pub(crate) mod rate_limit;
+pub(crate) mod request;
+pub mod response;
+pub(crate) mod server;
+pub mod target;

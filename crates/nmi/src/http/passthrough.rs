@@ -1,0 +1,73 @@
+//! Requests that the node's metadata service answers itself.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, Request, Uri};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use crate::context::Shared;
+use crate::http::request::Answer;
+use crate::http::response::{self, Refusal};
+use crate::http::target::{QueryError, is_plain_query};
+
+/// Larger bodies are refused.
+const MAX_BODY: usize = 64 * 1024;
+/// A body that takes longer to arrive is not waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What belongs to the connection that a request came on.
+const HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "content-length",
+    "upgrade",
+    "te",
+    "trailer",
+    "expect",
+];
+
+/// An exempted pod's request, as it is.
+pub(crate) async fn unchanged(
+    shared: &Shared,
+    request: Request<Incoming>,
+) -> Result<Answer, Refusal> {
+    let (mut parts, body) = request.into_parts();
+    let whole = timeout(PATIENCE, Limited::new(body, MAX_BODY).collect());
+    let body = match whole.await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) | Err(_) => return Err(Refusal::Body),
+    };
+    for name in HOP {
+        parts.headers.remove(name);
+    }
+    send(shared, Request::from_parts(parts, body)).await
+}
+
+/// A request for a category that pods may read. Only its target is passed on: a header or a body could tell another reader
+/// that something else is asked for.
+pub(crate) async fn category(shared: &Shared, target: &Uri) -> Result<Answer, Refusal> {
+    if !is_plain_query(target.query().unwrap_or_default()) {
+        return Err(QueryError::Odd.into());
+    }
+    let target = target
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
+    let mut request = Request::new(Bytes::new());
+    *request.uri_mut() = Uri::try_from(target).map_err(|_| Refusal::NotFound)?;
+    request.headers_mut().insert(
+        HeaderName::from_static("metadata"),
+        http::HeaderValue::from_static("true"),
+    );
+    let answer = send(shared, request).await?;
+    if answer.status().is_redirection() {
+        return Err(Refusal::Redirected);
+    }
+    Ok(answer)
+}
+
+async fn send(shared: &Shared, request: Request<Bytes>) -> Result<Answer, Refusal> {
+    Ok(response::forwarded(shared.upstream.forward(request).await?))
+}

@@ -1,0 +1,197 @@
+//! A request becomes an answer.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use podid_policy::facts::PodFacts;
+
+use crate::caller::index::Caller;
+use crate::context::Shared;
+use crate::http::info;
+use crate::http::passthrough;
+use crate::http::response::{self, Refusal};
+use crate::http::server::Visit;
+use crate::http::target::{Endpoint, MAX_TARGET, endpoint, token_request};
+use crate::lifecycle::health;
+use crate::token::grant::{self, Asker};
+
+const METADATA: HeaderName = HeaderName::from_static("metadata");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+pub(crate) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
+/// Longer ones are not logged.
+const MAX_REQUEST_ID: usize = 128;
+
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// What the log and the metrics are told about a request.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub(crate) endpoint: &'static str,
+    pub(crate) pod: Option<Arc<PodFacts>>,
+    pub(crate) resource: String,
+    /// What the client calls its request.
+    pub(crate) client_request_id: Option<HeaderValue>,
+}
+
+impl Told {
+    pub(crate) fn client_request_id(&self) -> &str {
+        let text = self.client_request_id.as_ref().map(HeaderValue::to_str);
+        match text {
+            Some(Ok(text)) if text.len() <= MAX_REQUEST_ID => text,
+            _ => "",
+        }
+    }
+}
+
+/// Answers a request, whatever it is.
+pub(crate) async fn respond(shared: &Shared, request: Request<Incoming>, visit: &Visit) -> Answer {
+    if visit.peer.is_loopback() && request.uri().path() == health::DOOR {
+        // Asked by this very process, to see that it is answered; nobody wants to read of that every few seconds.
+        return Refusal::NotFound.answer(&response::correlation_id());
+    }
+    let started = Instant::now();
+    let mut told = Told {
+        endpoint: "other",
+        client_request_id: request.headers().get(CLIENT_REQUEST_ID).cloned(),
+        ..Told::default()
+    };
+    let outcome = match visit.place.admit(started) {
+        true => route(shared, request, visit, &mut told).await,
+        false => Err(Refusal::Busy),
+    };
+    finish(shared, outcome, &told, &visit.peer, started)
+}
+
+/// Makes an answer of an outcome, logs and counts it.
+pub(crate) fn finish(
+    shared: &Shared,
+    outcome: Result<Answer, Refusal>,
+    told: &Told,
+    peer: &dyn Display,
+    started: Instant,
+) -> Answer {
+    let answer = outcome.unwrap_or_else(|refusal| {
+        shared.metrics.refused(refusal.name());
+        let id = response::correlation_id();
+        tell(shared, &refusal, peer, told, &id);
+        refusal.answer(&id)
+    });
+    let namespace = told.pod.as_ref().map_or("", |pod| &pod.key.namespace);
+    let status = answer.status().as_u16();
+    let took = started.elapsed();
+    shared
+        .metrics
+        .answered(told.endpoint, status, namespace, &told.resource, took);
+    answer
+}
+
+fn tell(shared: &Shared, refusal: &Refusal, peer: &dyn Display, told: &Told, id: &str) {
+    let Some(left_out) = shared.quiet.admit() else {
+        return;
+    };
+    if left_out > 0 {
+        tracing::warn!(
+            left_out,
+            "more refusals than are logged; metrics count them all"
+        );
+    }
+    let pod = told.pod.as_ref();
+    let (name, namespace) = pod.map_or(("", ""), |pod| (&pod.key.name, &pod.key.namespace));
+    tracing::info!(
+        pod = name, namespace, %peer, status = refusal.status().as_u16(), reason = refusal.name(), detail = %refusal,
+        correlation_id = id, client_request_id = told.client_request_id(),
+        "refused"
+    );
+}
+
+async fn route(
+    shared: &Shared,
+    request: Request<Incoming>,
+    visit: &Visit,
+    told: &mut Told,
+) -> Result<Answer, Refusal> {
+    let caller = shared.caller(visit.peer);
+    if let Some(Caller::Pod(pod)) = &caller {
+        if !visit.is_of(pod) {
+            return Err(Refusal::ChangedHands(visit.peer));
+        }
+        told.pod = Some(Arc::clone(pod));
+        let exemption = shared.index.read().exemption(pod);
+        if let Some(exception) = exemption {
+            told.endpoint = "exempted";
+            visit.attest(shared, pod).await?;
+            tracing::debug!(pod = %pod.key, %exception, "passed on unchanged");
+            return passthrough::unchanged(shared, request).await;
+        }
+    }
+    if request
+        .uri()
+        .path_and_query()
+        .is_some_and(|target| target.as_str().len() > MAX_TARGET)
+    {
+        return Err(Refusal::TooLong);
+    }
+    match endpoint(request.uri().path()) {
+        Endpoint::Identity | Endpoint::Unknown => Err(Refusal::NotFound),
+        Endpoint::Host => Err(Refusal::NotTheNode),
+        Endpoint::Info => {
+            told.endpoint = "info";
+            admissible(shared, &request)?;
+            info::tenant(shared, Asker::Pod(visit), request.uri()).await
+        }
+        Endpoint::Category(category) => {
+            told.endpoint = "metadata";
+            if caller.is_none() {
+                // It may be an exempted pod, whose answer is not podid's to give.
+                return Err(Refusal::Starting);
+            }
+            let allowed = &shared.config.allowed_categories;
+            let is_allowed = allowed
+                .iter()
+                .any(|name| name.eq_ignore_ascii_case(category));
+            if !is_allowed && request.uri().path() == "/metadata/versions" {
+                admissible(shared, &request)?;
+                return Ok(info::versions());
+            }
+            if !is_allowed {
+                return Err(Refusal::Category(category.to_owned()));
+            }
+            admissible(shared, &request)?;
+            passthrough::category(shared, request.uri()).await
+        }
+        Endpoint::Token => {
+            told.endpoint = "token";
+            admissible(shared, &request)?;
+            let query = token_request(request.uri().query().unwrap_or_default())?;
+            let (token, _) = grant::token(shared, Asker::Pod(visit), &query, told).await?;
+            Ok(response::token(&token, Timestamp::now()))
+        }
+    }
+}
+
+/// What holds for every request, known before anything is looked up, so that probes are answered at once.
+fn admissible(shared: &Shared, request: &Request<Incoming>) -> Result<(), Refusal> {
+    if request.method() != Method::GET {
+        return Err(Refusal::Method);
+    }
+    let headers = request.headers();
+    if headers.contains_key(FORWARDED_FOR) {
+        return Err(Refusal::Forwarded);
+    }
+    let mut values = headers.get_all(METADATA).iter();
+    let stated =
+        values.next().is_some_and(|value| value == "true") && values.all(|value| value == "true");
+    if stated || !shared.config.metadata_header_required {
+        Ok(())
+    } else {
+        Err(Refusal::NoMetadataHeader)
+    }
+}

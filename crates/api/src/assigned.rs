@@ -53,7 +53,7 @@ pub struct AzureAssignedIdentitySpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AzureAssignedIdentityStatus {
-    /// How far the assignment is: one of [`State`]'s names.
+    /// How far the assignment is: one of [`AssignmentState`]'s names.
     #[serde(default)]
     pub status: String,
     /// Kept for compatibility; not read.
@@ -63,7 +63,7 @@ pub struct AzureAssignedIdentityStatus {
 
 /// How far an assignment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum AssignmentState {
     /// Known, and not yet on the pod's host.
     Created,
     /// On the pod's host: tokens can be had.
@@ -72,22 +72,22 @@ pub enum State {
     Unassigned,
 }
 
-impl State {
+impl AssignmentState {
     /// As written in `status.status`.
     pub fn name(self) -> &'static str {
         match self {
-            State::Created => "Created",
-            State::Assigned => "Assigned",
-            State::Unassigned => "Unassigned",
+            AssignmentState::Created => "Created",
+            AssignmentState::Assigned => "Assigned",
+            AssignmentState::Unassigned => "Unassigned",
         }
     }
 
     /// Reads `status.status`; anything unknown, the empty text included, counts as not yet assigned.
     pub fn parse(text: &str) -> Self {
         match text {
-            "Assigned" => State::Assigned,
-            "Unassigned" => State::Unassigned,
-            _ => State::Created,
+            "Assigned" => AssignmentState::Assigned,
+            "Unassigned" => AssignmentState::Unassigned,
+            _ => AssignmentState::Created,
         }
     }
 }
@@ -106,7 +106,7 @@ pub struct AssignedFacts {
     /// The pod's node.
     pub node: String,
     /// How far the assignment is.
-    pub state: State,
+    pub state: AssignmentState,
     /// Whether it is being deleted and only its finalizer holds it.
     pub deleting: bool,
 }
@@ -115,17 +115,17 @@ pub struct AssignedFacts {
 const MAX_NAME: usize = 253;
 
 /// The object's name for a pod and an identity, as other versions compute it; where that is longer than a name may be, as
-/// [`unmistakable_name`].
+/// [`hashed_name`].
 pub fn name(pod: &ObjectKey, identity: &str) -> String {
     let plain = format!("{}-{}-{identity}", pod.name, pod.namespace);
     if plain.len() > MAX_NAME {
-        return unmistakable_name(pod, identity);
+        return hashed_name(pod, identity);
     }
     plain
 }
 
 /// A name for a pod and an identity that no other two share, as `a-b` in `c` and `a` in `b-c` share the usual one.
-pub fn unmistakable_name(pod: &ObjectKey, identity: &str) -> String {
+pub fn hashed_name(pod: &ObjectKey, identity: &str) -> String {
     let plain = format!("{}-{}-{identity}", pod.name, pod.namespace);
     // Slashes are in none of the three.
     let hash = stable_hash(&format!("{}/{}/{identity}", pod.namespace, pod.name));
@@ -154,7 +154,7 @@ impl AzureAssignedIdentity {
             identity,
             binding: embedded_key(spec.azure_binding_ref.as_ref()),
             node: spec.node_name.clone().unwrap_or_default(),
-            state: State::parse(state),
+            state: AssignmentState::parse(state),
             deleting: self.metadata.deletion_timestamp.is_some(),
         })
     }
@@ -197,7 +197,10 @@ mod tests {
         assert_eq!(facts.pod, ObjectKey::new("shop", "web"));
         assert_eq!(facts.identity, ObjectKey::new("shop", "reader-id"));
         assert_eq!(facts.binding, Some(ObjectKey::new("shop", "binding")));
-        assert_eq!((facts.state, facts.deleting), (State::Assigned, false));
+        assert_eq!(
+            (facts.state, facts.deleting),
+            (AssignmentState::Assigned, false)
+        );
         assert_eq!(&*facts.key.name, name(&facts.pod, "reader-id"));
     }
 
@@ -205,13 +208,13 @@ mod tests {
     fn names_are_valid_and_can_be_told_apart() {
         let pods = [ObjectKey::new("c", "a-b"), ObjectKey::new("b-c", "a")];
         assert_eq!(name(&pods[0], "id"), "a-b-c-id");
-        let [one, other] = pods.each_ref().map(|pod| unmistakable_name(pod, "id"));
+        let [one, other] = pods.each_ref().map(|pod| hashed_name(pod, "id"));
         assert!(
             one != other && one.starts_with("a-b-c-id-"),
             "{one} {other}"
         );
         let long = ObjectKey::new("ns", &"x.".repeat(126));
-        assert_eq!(name(&long, "id"), unmistakable_name(&long, "id"));
+        assert_eq!(name(&long, "id"), hashed_name(&long, "id"));
         assert!(name(&long, "id").len() <= MAX_NAME);
         assert!(!name(&long, "id").contains(".-"));
     }
@@ -220,9 +223,13 @@ mod tests {
     fn without_a_status_it_is_not_yet_assigned() {
         let mut value = object();
         value.as_object_mut().unwrap().remove("status");
-        assert_eq!(read(value).unwrap().state, State::Created);
-        for state in [State::Created, State::Assigned, State::Unassigned] {
-            assert_eq!(State::parse(state.name()), state);
+        assert_eq!(read(value).unwrap().state, AssignmentState::Created);
+        for state in [
+            AssignmentState::Created,
+            AssignmentState::Assigned,
+            AssignmentState::Unassigned,
+        ] {
+            assert_eq!(AssignmentState::parse(state.name()), state);
         }
     }
 

@@ -125,9 +125,9 @@ fn custom(path: &Path) -> Result<Endpoints, CloudError> {
 
 fn of(authority: &str, arm: &str, audience: &str) -> Result<Endpoints, CloudError> {
     Ok(Endpoints {
-        imds: url("the metadata service's address", IMDS)?,
-        authority: url("activeDirectoryEndpoint", authority)?,
-        arm: url("resourceManagerEndpoint", arm)?,
+        imds: parse_url("the metadata service's address", IMDS)?,
+        authority: parse_url("activeDirectoryEndpoint", authority)?,
+        arm: parse_url("resourceManagerEndpoint", arm)?,
         arm_audience: audience.to_owned(),
     })
 }
@@ -136,7 +136,7 @@ fn of(authority: &str, arm: &str, audience: &str) -> Result<Endpoints, CloudErro
 ///
 /// # Errors
 /// [`CloudError::NotAUrl`].
-pub fn url(what: &'static str, text: &str) -> Result<Url, CloudError> {
+pub fn parse_url(what: &'static str, text: &str) -> Result<Url, CloudError> {
     Url::parse(text)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())

@@ -214,7 +214,7 @@ impl CloudConfig {
         let mut config = Self::from_json(json, environment_file)?;
         let authority = text("AZURE_AUTHORITY_HOST");
         if !authority.is_empty() {
-            config.endpoints.authority = clouds::url("AZURE_AUTHORITY_HOST", &authority)?;
+            config.endpoints.authority = clouds::parse_url("AZURE_AUTHORITY_HOST", &authority)?;
         }
         Ok(config)
     }

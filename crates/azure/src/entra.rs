@@ -40,14 +40,14 @@ impl Entra {
     /// # Errors
     /// The system's TLS cannot be set up.
     pub fn new(authority: &Url, deadline: Duration) -> Result<Self, Error> {
-        Self::announcing(authority, deadline, None)
+        Self::with_user_agent(authority, deadline, None)
     }
 
     /// As [`Entra::new`], with more to say in the User-Agent.
     ///
     /// # Errors
     /// The system's TLS cannot be set up, or `agent` is no header value.
-    pub fn announcing(
+    pub fn with_user_agent(
         authority: &Url,
         deadline: Duration,
         agent: Option<&str>,

@@ -183,7 +183,7 @@ impl Error {
     }
 
     /// Whether Azure had begun with what it then failed to finish, so that it may be done in part.
-    pub fn is_begun(&self) -> bool {
+    pub fn may_be_partial(&self) -> bool {
         self.accepted
     }
 

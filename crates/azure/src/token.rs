@@ -73,9 +73,9 @@ impl Token {
     }
 
     /// How much longer it and those with it are valid at `now`; zero when one is not.
-    pub fn life(&self, now: Timestamp) -> std::time::Duration {
+    pub fn remaining(&self, now: Timestamp) -> std::time::Duration {
         let own = std::time::Duration::try_from(self.expires_on.duration_since(now));
-        let others = self.auxiliary.iter().map(|token| token.life(now));
+        let others = self.auxiliary.iter().map(|token| token.remaining(now));
         others.fold(own.unwrap_or_default(), std::time::Duration::min)
     }
 
@@ -168,7 +168,9 @@ mod tests {
         assert!(!format!("{token:?}").contains("hush"));
         assert_eq!(token.secret(), "hush");
         assert_eq!(
-            token.life(Timestamp::from_second(2_000).unwrap()).as_secs(),
+            token
+                .remaining(Timestamp::from_second(2_000).unwrap())
+                .as_secs(),
             0
         );
     }

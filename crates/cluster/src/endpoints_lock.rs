@@ -33,7 +33,7 @@ struct Record {
 }
 
 /// The lock, as one candidate sees it.
-pub(crate) struct Elder {
+pub(crate) struct LegacyLock {
     api: Api<Endpoints>,
     name: String,
     me: String,
@@ -46,7 +46,7 @@ pub(crate) struct Elder {
     waits_for: String,
 }
 
-impl Elder {
+impl LegacyLock {
     pub(crate) fn new(
         client: Client,
         namespace: &str,
@@ -67,7 +67,7 @@ impl Elder {
     }
 
     /// Whether this candidate may lead as far as the other controller is concerned; holds the lock where it is there.
-    pub(crate) async fn allows(&mut self) -> Result<bool, kube::Error> {
+    pub(crate) async fn try_acquire(&mut self) -> Result<bool, kube::Error> {
         if self.absent.is_some_and(|at| at.elapsed() < ABSENT) {
             return Ok(true);
         }
@@ -181,7 +181,7 @@ impl Elder {
 }
 
 /// Who holds the lock, unless it is podid or nobody.
-pub fn elder(lock: &Endpoints) -> Option<String> {
+pub fn legacy_holder(lock: &Endpoints) -> Option<String> {
     let record: Record = serde_json::from_str(&annotation(lock)).ok()?;
     let holder = record.holder_identity;
     (!holder.is_empty() && !holder.starts_with(OURS)).then_some(holder)

@@ -4,7 +4,7 @@ use kube::core::Status;
 use kube::runtime::watcher;
 
 /// The server's own words where it answered, else why it could not.
-pub fn in_words(error: &kube::Error) -> String {
+pub fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => words(status),
         other => chain(other),
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_is_behind_an_error_is_said_once() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        let text = in_words(&kube::Error::Service(Box::new(refused)));
+        let text = describe(&kube::Error::Service(Box::new(refused)));
         assert_eq!(text.matches("connection refused").count(), 1, "{text}");
     }
 }

@@ -12,11 +12,11 @@ const MAX_NOTE: usize = 1000;
 
 /// Records Events on behalf of one component. Repetitions within minutes are counted on one Event.
 #[derive(Clone)]
-pub struct Events {
+pub struct EventRecorder {
     recorder: Recorder,
 }
 
-impl Events {
+impl EventRecorder {
     /// `component` is shown as the source, `instance` (the pod's name) tells its replicas apart.
     pub fn new(client: Client, component: &str, instance: &str) -> Self {
         let reporter = Reporter {
@@ -29,7 +29,7 @@ impl Events {
     }
 
     /// Records that `reason` (one word in PascalCase) happened to an object. Best effort: a failure is logged, nothing more.
-    pub async fn note(
+    pub async fn record(
         &self,
         regarding: &ObjectReference,
         warning: bool,
@@ -72,7 +72,7 @@ mod tests {
     #[tokio::test]
     async fn an_event_names_its_object_and_its_source() {
         let store = Store::default();
-        let events = Events::new(store.client("me"), "podid-mic", "mic-0");
+        let events = EventRecorder::new(store.client("me"), "podid-mic", "mic-0");
         let pod = ObjectReference {
             kind: Some("Pod".into()),
             name: Some("web".into()),
@@ -80,7 +80,7 @@ mod tests {
             ..ObjectReference::default()
         };
         let long = "é".repeat(2000);
-        events.note(&pod, true, "IdentityNotFound", &long).await;
+        events.record(&pod, true, "IdentityNotFound", &long).await;
         let event = store.object();
         assert_eq!(event["type"], "Warning");
         assert_eq!(event["reason"], "IdentityNotFound");
@@ -91,7 +91,7 @@ mod tests {
             MAX_NOTE + 1
         );
         store.cut("me");
-        events.note(&pod, true, "Other", "not delivered").await;
+        events.record(&pod, true, "Other", "not delivered").await;
         assert_eq!(store.object()["reason"], "IdentityNotFound");
     }
 }

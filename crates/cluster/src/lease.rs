@@ -14,9 +14,8 @@ use tokio::sync::watch::Sender;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::endpoints_lock::Elder;
-pub use crate::endpoints_lock::elder;
-use crate::error_text::in_words;
+use crate::endpoints_lock::LegacyLock;
+use crate::error_text::describe;
 
 /// One of the processes that may lead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +43,7 @@ impl Candidate {
 
 /// What a candidate does about the lease now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+enum Decision {
     /// Nobody holds it, or its holder let it expire: take it.
     Acquire,
     /// This candidate holds it: renew it.
@@ -58,7 +57,7 @@ pub enum Decision {
 
 /// Decides for candidate `me` about a lease that has been seen unchanged for a while. A lease that states no duration counts
 /// as `default` long.
-pub fn decide(lease: &LeaseSpec, me: &str, unchanged: Duration, default: Duration) -> Decision {
+fn decide(lease: &LeaseSpec, me: &str, unchanged: Duration, default: Duration) -> Decision {
     let holder = lease.holder_identity.as_deref().unwrap_or_default();
     if holder.is_empty() {
         return Decision::Acquire;
@@ -83,14 +82,14 @@ pub fn decide(lease: &LeaseSpec, me: &str, unchanged: Duration, default: Duratio
 /// Takes part until shutdown. `leading` is true only while the lease is provably this candidate's, and the leader lock that AAD
 /// Pod Identity's own controller uses (an Endpoints object of the same name) is nobody else's. At shutdown both are given back,
 /// so that the next leader need not wait.
-pub async fn lead(
+pub async fn run_leader_election(
     client: Client,
     candidate: Candidate,
     leading: Sender<bool>,
     shutdown: CancellationToken,
 ) {
     let mut race = Race {
-        elder: Elder::new(
+        legacy_lock: LegacyLock::new(
             client.clone(),
             &candidate.namespace,
             &candidate.name,
@@ -153,7 +152,7 @@ fn tell(leading: &Sender<bool>, now: bool) {
 }
 
 struct Race {
-    elder: Elder,
+    legacy_lock: LegacyLock,
     api: Api<Lease>,
     candidate: Candidate,
     /// The lease as this candidate last wrote it: a renewal of it needs no look at it first.
@@ -170,7 +169,7 @@ impl Race {
     /// One look and at most one write. `None`: nothing could be learnt.
     async fn attempt(&mut self) -> Option<bool> {
         let held = match self.step().await {
-            Ok(true) => self.elder.allows().await,
+            Ok(true) => self.legacy_lock.try_acquire().await,
             other => other,
         };
         match held {
@@ -178,7 +177,7 @@ impl Race {
                 self.trouble.clear();
                 Some(held)
             }
-            Err(error) => self.troubled(&in_words(&error)),
+            Err(error) => self.troubled(&describe(&error)),
         }
     }
 
@@ -285,14 +284,14 @@ impl Race {
                 lease_duration_seconds: Some(1),
                 ..spec
             };
-            self.elder.release().await?;
+            self.legacy_lock.release().await?;
             self.write(lease, freed).await
         };
         match timeout(Duration::from_secs(2), give_back).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::info!(
-                    reason = in_words(&error),
+                    reason = describe(&error),
                     "the leader lease was not given back"
                 )
             }

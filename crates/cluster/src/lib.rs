@@ -1,6 +1,6 @@
 //! Everything said to an API server: watches that feed an index, the leader Lease, Events, status writes, Secrets.
 
-mod endpoints_lock;
+pub mod endpoints_lock;
 pub mod error_text;
 pub mod events;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::error_text::in_words;
+use crate::error_text::describe;
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -19,12 +19,12 @@ const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 /// Which taint, as it is written after `--startup-taint`: its key, and its effect unless all with the key are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taint {
+pub struct StartupTaint {
     key: String,
     effect: Option<String>,
 }
 
-impl FromStr for Taint {
+impl FromStr for StartupTaint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -54,7 +54,7 @@ impl FromStr for Taint {
     }
 }
 
-impl Taint {
+impl StartupTaint {
     fn is(&self, taint: &k8s_openapi::api::core::v1::Taint) -> bool {
         taint.key == self.key
             && self
@@ -65,7 +65,12 @@ impl Taint {
 }
 
 /// Takes the taint off the node, and no other; tries until it is gone, or until shutdown.
-pub async fn lift(client: &Client, node: &str, taint: &Taint, shutdown: &CancellationToken) {
+pub async fn remove(
+    client: &Client,
+    node: &str,
+    taint: &StartupTaint,
+    shutdown: &CancellationToken,
+) {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut retry = FIRST_RETRY;
     loop {
@@ -85,7 +90,7 @@ pub async fn lift(client: &Client, node: &str, taint: &Taint, shutdown: &Cancell
                 tracing::warn!(
                     host = node,
                     taint = taint.key,
-                    reason = in_words(&error),
+                    reason = describe(&error),
                     "the startup taint is not lifted yet; podid's service account needs get and patch on nodes"
                 );
             }
@@ -98,7 +103,7 @@ pub async fn lift(client: &Client, node: &str, taint: &Taint, shutdown: &Cancell
 }
 
 /// Whether there was anything to take off.
-async fn once(nodes: &Api<Node>, name: &str, taint: &Taint) -> Result<bool, kube::Error> {
+async fn once(nodes: &Api<Node>, name: &str, taint: &StartupTaint) -> Result<bool, kube::Error> {
     let node = nodes.get(name).await?;
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
     let left: Vec<_> = taints.iter().filter(|found| !taint.is(found)).collect();
@@ -135,9 +140,9 @@ mod tests {
 
     #[test]
     fn what_is_no_taint_is_refused() {
-        let taint: Taint = "podid.io/agent-not-ready:NoSchedule".parse().unwrap();
+        let taint: StartupTaint = "podid.io/agent-not-ready:NoSchedule".parse().unwrap();
         assert_eq!(taint.effect.as_deref(), Some("NoSchedule"));
-        assert_eq!("key".parse::<Taint>().unwrap().effect, None);
+        assert_eq!("key".parse::<StartupTaint>().unwrap().effect, None);
         for wrong in [
             "",
             ":NoSchedule",
@@ -146,7 +151,7 @@ mod tests {
             "key=value:NoSchedule",
             "a b",
         ] {
-            assert!(wrong.parse::<Taint>().is_err(), "{wrong}");
+            assert!(wrong.parse::<StartupTaint>().is_err(), "{wrong}");
         }
     }
 
@@ -156,15 +161,15 @@ mod tests {
         store.put(node(&json!([{ "key": "podid", "effect": "NoSchedule" }])));
         store.cut("nmi");
         let (client, stop) = (store.client("nmi"), CancellationToken::new());
-        let taint: Taint = "podid".parse().unwrap();
+        let taint: StartupTaint = "podid".parse().unwrap();
         let told = stop.clone();
         let ended = tokio::time::timeout(
             Duration::from_secs(300),
-            lift(&client, "node", &taint, &told),
+            remove(&client, "node", &taint, &told),
         );
         assert!(ended.await.is_err(), "it gave up");
         store.mend();
-        lift(&client, "node", &taint, &stop).await;
+        remove(&client, "node", &taint, &stop).await;
         assert!(
             store.object()["spec"]["taints"].is_null(),
             "{}",
@@ -172,6 +177,6 @@ mod tests {
         );
         store.cut("nmi");
         stop.cancel();
-        lift(&client, "node", &taint, &stop).await;
+        remove(&client, "node", &taint, &stop).await;
     }
 }

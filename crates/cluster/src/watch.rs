@@ -28,7 +28,7 @@ pub enum Change<K> {
 
 /// How a watch is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Health {
+pub struct WatchStatus {
     /// Whether a complete list has been seen since the start.
     pub synced: bool,
     /// Why the watch is interrupted at the moment; `None` while it runs.
@@ -43,7 +43,7 @@ pub async fn watch<K>(
     api: Api<Lenient<K>>,
     config: watcher::Config,
     sink: impl FnMut(Change<K>),
-    health: Sender<Health>,
+    health: Sender<WatchStatus>,
     shutdown: CancellationToken,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -56,7 +56,7 @@ pub async fn watch<K>(
 async fn follow<K, S>(
     stream: S,
     mut sink: impl FnMut(Change<K>),
-    health: &Sender<Health>,
+    health: &Sender<WatchStatus>,
     shutdown: CancellationToken,
 ) where
     K: Resource<DynamicType = ()>,
@@ -87,7 +87,7 @@ fn step<K: Resource<DynamicType = ()>>(
     event: Event<Lenient<K>>,
     listing: &mut BTreeSet<ObjectKey>,
     sink: &mut impl FnMut(Change<K>),
-    health: &Sender<Health>,
+    health: &Sender<WatchStatus>,
 ) {
     match event {
         Event::Init => listing.clear(),
@@ -114,7 +114,7 @@ fn step<K: Resource<DynamicType = ()>>(
 
 fn readable<K: Resource<DynamicType = ()>>(
     object: Lenient<K>,
-    health: &Sender<Health>,
+    health: &Sender<WatchStatus>,
 ) -> Option<K> {
     let name = key(&object);
     match object.0 {
@@ -128,7 +128,10 @@ fn readable<K: Resource<DynamicType = ()>>(
     }
 }
 
-fn interrupted<K: Resource<DynamicType = ()>>(error: &watcher::Error, health: &Sender<Health>) {
+fn interrupted<K: Resource<DynamicType = ()>>(
+    error: &watcher::Error,
+    health: &Sender<WatchStatus>,
+) {
     let text = interruption(&K::kind(&()), error);
     health.send_if_modified(|h| {
         let news = h.trouble.as_deref() != Some(&text);
@@ -169,8 +172,10 @@ mod tests {
         object(name, json!("not a map"))
     }
 
-    async fn told(events: Vec<Result<Event<Object>, watcher::Error>>) -> (Vec<String>, Health) {
-        let (health, seen) = tokio::sync::watch::channel(Health::default());
+    async fn told(
+        events: Vec<Result<Event<Object>, watcher::Error>>,
+    ) -> (Vec<String>, WatchStatus) {
+        let (health, seen) = tokio::sync::watch::channel(WatchStatus::default());
         let mut told = Vec::new();
         let sink = |change: Change<ConfigMap>| {
             told.push(match change {
@@ -204,9 +209,9 @@ mod tests {
         assert_eq!(told, ["+one", "+two", "=2", "+three", "-ns/one"]);
         assert_eq!(
             health,
-            Health {
+            WatchStatus {
                 synced: true,
-                ..Health::default()
+                ..WatchStatus::default()
             }
         );
     }
@@ -236,9 +241,9 @@ mod tests {
         let (_, health) = told(vec![interruption(), Ok(Event::Init), Ok(Event::InitDone)]).await;
         assert_eq!(
             health,
-            Health {
+            WatchStatus {
                 synced: true,
-                ..Health::default()
+                ..WatchStatus::default()
             }
         );
     }

@@ -39,7 +39,7 @@ fn gauges(context: &Context, healths: &Healths) -> Gauges {
     let state = context.state.lock();
     let of = |(kind, health): &(
         _,
-        tokio::sync::watch::Receiver<podid_cluster::watch::Health>,
+        tokio::sync::watch::Receiver<podid_cluster::watch::WatchStatus>,
     )| {
         let health = health.borrow();
         let interrupted = health.trouble.is_some() || !health.synced;

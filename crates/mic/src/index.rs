@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use podid_policy::desired::{Assignment, AssignmentKey, Delta, Desired};
+use podid_policy::desired::{Assignment, AssignmentKey, Delta, DesiredState};
 use podid_policy::facts::{BindingFacts, IdentityFacts, ObjectKey, PodFacts};
 use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use podid_policy::matching::Scope;
@@ -33,7 +33,7 @@ impl Effects {
 
 /// Everything the controller knows.
 pub(crate) struct State {
-    pub(crate) desired: Desired,
+    pub(crate) desired: DesiredState,
     /// The AzureAssignedIdentity objects, a few fields of each.
     pub(crate) objects: HashMap<ObjectKey, Object>,
     by_key: HashMap<AssignmentKey, Vec<ObjectKey>>,
@@ -70,7 +70,7 @@ pub(crate) struct Meta {
 impl State {
     pub(crate) fn new(scope: Scope) -> Self {
         Self {
-            desired: Desired::new(scope),
+            desired: DesiredState::new(scope),
             objects: HashMap::new(),
             by_key: HashMap::new(),
             hosts: HashMap::new(),

@@ -1,6 +1,6 @@
 //! The terms of a leader: nothing is done before it leads, has seen complete lists, and has read what podid attached.
 
-use podid_cluster::error_text::in_words;
+use podid_cluster::error_text::describe;
 use std::sync::Arc;
 
 use tokio::sync::watch::Receiver;
@@ -51,7 +51,7 @@ async fn begin(context: &Context) {
         match context.records.load().await {
             Ok(records) => break records,
             Err(error) => {
-                let text = in_words(&error);
+                let text = describe(&error);
                 if said != text {
                     tracing::warn!(reason = %text, "the records of what podid attached cannot be read; check that RBAC allows list of configmaps; retried");
                     said = text;

@@ -30,8 +30,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use podid_cluster::events::Events;
-use podid_cluster::lease::{Candidate, lead};
+use podid_cluster::events::EventRecorder;
+use podid_cluster::lease::{Candidate, run_leader_election};
 use podid_policy::ids::HostKey;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -156,7 +156,7 @@ fn start_leading(
         duration: config.lease_duration,
     };
     let (sender, leading) = watch::channel(false);
-    let racing = lead(context.client.clone(), candidate, sender, shutdown.clone());
+    let racing = run_leader_election(context.client.clone(), candidate, sender, shutdown.clone());
     tasks.spawn(async move {
         racing.await;
         "leader lease"
@@ -198,7 +198,7 @@ fn start_writing(
             "type upgrade"
         });
     }
-    let events = Events::new(
+    let events = EventRecorder::new(
         context.client.clone(),
         "podid-mic",
         &context.config.instance,

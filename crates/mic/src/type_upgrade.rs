@@ -9,7 +9,7 @@ use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, Error};
 use parking_lot::Mutex;
 use podid_api::{GROUP, VERSION, legacy_case};
-use podid_cluster::error_text::in_words;
+use podid_cluster::error_text::describe;
 use podid_policy::facts::ObjectKey;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -109,7 +109,7 @@ async fn rewrite(context: &Context, (kind, plural, key): &Which) -> Result<(), E
 }
 
 fn complain(said: &mut String, (kind, _, key): &Which, error: &Error) {
-    let reason = in_words(error);
+    let reason = describe(error);
     // Somebody else was faster: the watch brings what they did.
     if matches!(error, Error::Api(status) if status.code == 409) || *said == reason {
         return;

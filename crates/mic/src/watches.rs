@@ -12,7 +12,7 @@ use podid_api::binding::AzureIdentityBinding;
 use podid_api::exception::AzurePodIdentityException;
 use podid_api::identity::{AzureIdentity, AzureIdentitySpec};
 use podid_cluster::lenient::Lenient;
-use podid_cluster::watch::{Change, Health, watch};
+use podid_cluster::watch::{Change, WatchStatus, watch};
 use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
 use podid_policy::ids::HostKey;
 use podid_policy::matching::BINDING_LABEL;
@@ -78,7 +78,7 @@ struct WatchedIdentity {
 }
 
 /// How a watch is doing, by kind.
-pub(crate) type Healths = Vec<(&'static str, tokio::sync::watch::Receiver<Health>)>;
+pub(crate) type Healths = Vec<(&'static str, tokio::sync::watch::Receiver<WatchStatus>)>;
 
 /// Starts all watches.
 pub(crate) fn start(
@@ -119,7 +119,7 @@ impl Start<'_> {
     ) where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
-        let (sender, health) = tokio::sync::watch::channel(Health::default());
+        let (sender, health) = tokio::sync::watch::channel(WatchStatus::default());
         self.healths.push((kind, health));
         let api: Api<Lenient<K>> = Api::all(self.context.client.clone());
         let (context, shutdown) = (self.context.clone(), self.shutdown.clone());

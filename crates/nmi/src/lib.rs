@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kube::Client;
-pub use podid_cluster::taint::Taint;
-use podid_cluster::watch::Health;
+pub use podid_cluster::taint::StartupTaint;
+use podid_cluster::watch::WatchStatus;
 use podid_intercept::handover::{Inheritance, Predecessor};
 use tokio::sync::watch::{self, Receiver};
 use tokio::task::JoinSet;
@@ -77,7 +77,7 @@ pub struct Nmi {
     client: Client,
     active: Receiver<bool>,
     relay: Relay,
-    taint: Option<Taint>,
+    taint: Option<StartupTaint>,
 }
 
 impl Nmi {
@@ -109,7 +109,7 @@ impl Nmi {
 
     /// Takes this taint off the node once tokens are served and requests are intercepted.
     #[must_use]
-    pub fn lifting(mut self, taint: Option<Taint>) -> Self {
+    pub fn lifting(mut self, taint: Option<StartupTaint>) -> Self {
         self.taint = taint;
         self
     }
@@ -238,7 +238,7 @@ fn fault(ended: Option<Ended>) -> NmiError {
 async fn lift(
     client: Client,
     node: String,
-    taint: Taint,
+    taint: StartupTaint,
     ready: [Receiver<bool>; 2],
     stop: CancellationToken,
 ) -> Part {
@@ -248,7 +248,7 @@ async fn lift(
                 return;
             }
         }
-        podid_cluster::taint::lift(&client, &node, &taint, &stop).await;
+        podid_cluster::taint::remove(&client, &node, &taint, &stop).await;
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -260,7 +260,7 @@ async fn lift(
 /// Turns the watches' health into readiness and metrics.
 async fn follow(
     shared: Arc<Shared>,
-    mut healths: Vec<(&'static str, Receiver<Health>)>,
+    mut healths: Vec<(&'static str, Receiver<WatchStatus>)>,
     ready: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> Part {

@@ -224,7 +224,7 @@ impl Metrics {
     }
 
     /// How the watch of a kind is doing.
-    pub fn watch(&self, kind: &'static str, health: &podid_cluster::watch::Health) {
+    pub fn watch(&self, kind: &'static str, health: &podid_cluster::watch::WatchStatus) {
         let running = health.synced && health.trouble.is_none();
         self.synced
             .get_or_create(&Kind { kind })

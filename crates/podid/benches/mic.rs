@@ -17,7 +17,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use podid_api::assigned::AzureAssignedIdentity;
 use podid_cluster::lenient::Lenient;
-use podid_cluster::watch::{Change, Health};
+use podid_cluster::watch::{Change, WatchStatus};
 use podid_sim::azure::{self, Azure, Handle, HostKind, Role};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::{Process, command};
@@ -376,7 +376,7 @@ fn count(client: &Client, stop: CancellationToken) -> watch::Receiver<usize> {
             tell.send_replace(assigned.len());
         }
     };
-    let (health, _) = watch::channel(Health::default());
+    let (health, _) = watch::channel(WatchStatus::default());
     tokio::spawn(podid_cluster::watch::watch(
         api,
         watcher::Config::default(),

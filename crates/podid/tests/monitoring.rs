@@ -115,7 +115,7 @@ fn node_agents() -> String {
     metrics.token("hit");
     metrics.refused("NoLabel");
     metrics.api_failed("get_pod_list");
-    metrics.watch("Pod", &podid_cluster::watch::Health::default());
+    metrics.watch("Pod", &podid_cluster::watch::WatchStatus::default());
     let identity = IdentityFacts {
         key: ObjectKey::new("shop", "reader"),
         client_id: ClientId::parse("6f1c0000-0000-0000-0000-0000000022ab").unwrap(),

@@ -5,7 +5,7 @@
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use podid_cluster::taint::{Taint, lift};
+use podid_cluster::taint::{StartupTaint, remove};
 use podid_sim::cluster::{self, Cluster};
 use podid_testkit::apiserver::ApiServer;
 use serde_json::{Value, json};
@@ -44,10 +44,10 @@ async fn only_the_taint_goes(client: Client) {
     let at_first = created.spec.unwrap().taints.unwrap().len();
     let stop = CancellationToken::new();
 
-    let exact: Taint = "podid.io/agent-not-ready:NoSchedule".parse().unwrap();
-    lift(&client, "node", &exact, &stop).await;
+    let exact: StartupTaint = "podid.io/agent-not-ready:NoSchedule".parse().unwrap();
+    remove(&client, "node", &exact, &stop).await;
     assert_eq!(taints(&nodes).await, json!([other, stricter]));
-    lift(&client, "node", &exact, &stop).await;
+    remove(&client, "node", &exact, &stop).await;
     assert_eq!(taints(&nodes).await, json!([other, stricter]));
 
     // Others write to the node all the time.
@@ -62,12 +62,12 @@ async fn only_the_taint_goes(client: Client) {
                 .unwrap();
         }
     });
-    let any: Taint = "podid.io/agent-not-ready".parse().unwrap();
-    lift(&client, "node", &any, &stop).await;
+    let any: StartupTaint = "podid.io/agent-not-ready".parse().unwrap();
+    remove(&client, "node", &any, &stop).await;
     writing.await.unwrap();
     assert_eq!(taints(&nodes).await, json!([other]));
-    let last: Taint = "gpu".parse().unwrap();
-    lift(&client, "node", &last, &stop).await;
+    let last: StartupTaint = "gpu".parse().unwrap();
+    remove(&client, "node", &last, &stop).await;
     assert_eq!(taints(&nodes).await, json!([]));
     let node = nodes.get("node").await.unwrap();
     let spec = node.spec.unwrap();

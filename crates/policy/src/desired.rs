@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::facts::{BindingFacts, IdentityFacts, ObjectKey, PodFacts};
 use crate::ids::HostKey;
-use crate::matching::{BINDING_LABEL, Claim, Scope, grants};
-use crate::names::Names;
+use crate::intern::Interner;
+use crate::matching::{BINDING_LABEL, Scope, Subject, grants};
 
 /// Names an assignment: a pod has at most one of an AzureIdentity's name, as the objects that show it are named by both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,8 +67,8 @@ struct Pod {
 }
 
 impl Pod {
-    fn claim<'a>(&'a self, key: &'a ObjectKey) -> Claim<'a> {
-        Claim {
+    fn subject<'a>(&'a self, key: &'a ObjectKey) -> Subject<'a> {
+        Subject {
             namespace: &key.namespace,
             selector: self.selector.as_deref(),
             service_account: &self.account,
@@ -82,7 +82,7 @@ type Reach = (Option<Arc<str>>, Arc<str>);
 
 /// The index of what was seen and the assignments that follow from it.
 #[derive(Debug, Clone)]
-pub struct Desired {
+pub struct DesiredState {
     scope: Scope,
     pods: HashMap<ObjectKey, Pod>,
     bindings: HashMap<ObjectKey, Arc<BindingFacts>>,
@@ -98,10 +98,10 @@ pub struct Desired {
     assignments: HashMap<ObjectKey, Box<[Assignment]>>,
     /// Pods with assignments whose host is not known.
     unplaced: BTreeSet<ObjectKey>,
-    names: Names,
+    names: Interner,
 }
 
-impl Desired {
+impl DesiredState {
     /// An empty index under the given matching rule.
     pub fn new(scope: Scope) -> Self {
         Self {
@@ -117,7 +117,7 @@ impl Desired {
             bindings_by_identity: Groups::default(),
             assignments: HashMap::new(),
             unplaced: BTreeSet::new(),
-            names: Names::default(),
+            names: Interner::default(),
         }
     }
 
@@ -129,7 +129,7 @@ impl Desired {
         }
         let left = self.forget_pod(&facts.key);
         let key = ObjectKey {
-            namespace: self.names.share(&facts.key.namespace),
+            namespace: self.names.intern(&facts.key.namespace),
             name: facts.key.name,
         };
         if let Some(selector) = &pod.selector {
@@ -149,9 +149,9 @@ impl Desired {
         let selector = pod.labels.get(BINDING_LABEL);
         Pod {
             uid: pod.uid.clone(),
-            selector: selector.map(|selector| names.share(selector)),
-            account: names.share(&pod.service_account),
-            node: pod.node.as_deref().map(|node| names.share(node)),
+            selector: selector.map(|selector| names.intern(selector)),
+            account: names.intern(&pod.service_account),
+            node: pod.node.as_deref().map(|node| names.intern(node)),
             live: pod.is_live(),
         }
     }
@@ -217,7 +217,7 @@ impl Desired {
     /// A node is gone. What its pods need stays where it is until they are gone as well: they may go on running, and the node may
     /// come back.
     pub fn delete_node(&mut self, name: &str) -> Vec<Delta> {
-        let name = self.names.share(name);
+        let name = self.names.intern(name);
         if self.pods_by_node.of(&name).next().is_none() {
             return self.apply_node(&name, None);
         }
@@ -232,8 +232,8 @@ impl Desired {
     }
 
     /// The text, shared with the index where it is the name of something there.
-    pub fn share(&mut self, text: &str) -> Arc<str> {
-        self.names.share(text)
+    pub fn intern(&mut self, text: &str) -> Arc<str> {
+        self.names.intern(text)
     }
 
     /// An identity that was seen.
@@ -359,7 +359,7 @@ impl Desired {
             let Some(identity) = self.identities.get(&named_by(binding)) else {
                 continue;
             };
-            if !grants(self.scope, binding, identity, pod.claim(key)) {
+            if !grants(self.scope, binding, identity, pod.subject(key)) {
                 continue;
             }
             let (name, found) = (&identity.key.name, (binding, identity));

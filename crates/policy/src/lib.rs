@@ -6,8 +6,8 @@
 pub mod desired;
 pub mod facts;
 pub mod ids;
+pub mod intern;
 pub mod matching;
-pub mod names;
 pub mod plan;
 pub mod reason;
 pub mod verdict;

@@ -17,7 +17,7 @@ pub enum Scope {
 
 /// What decides whether a binding selects a pod.
 #[derive(Debug, Clone, Copy)]
-pub struct Claim<'a> {
+pub struct Subject<'a> {
     /// The pod's namespace.
     pub namespace: &'a str,
     /// The value of its label [`BINDING_LABEL`].
@@ -28,7 +28,7 @@ pub struct Claim<'a> {
     pub live: bool,
 }
 
-impl<'a> From<&'a PodFacts> for Claim<'a> {
+impl<'a> From<&'a PodFacts> for Subject<'a> {
     fn from(pod: &'a PodFacts) -> Self {
         Self {
             namespace: &pod.key.namespace,
@@ -41,7 +41,7 @@ impl<'a> From<&'a PodFacts> for Claim<'a> {
 
 /// Whether the binding selects the pod, by label, service account and namespace. The identity's own restriction is
 /// [`grants`]'s business.
-pub fn selects<'a>(scope: Scope, binding: &BindingFacts, pod: impl Into<Claim<'a>>) -> bool {
+pub fn selects<'a>(scope: Scope, binding: &BindingFacts, pod: impl Into<Subject<'a>>) -> bool {
     let pod = pod.into();
     let labelled = pod
         .selector
@@ -57,7 +57,7 @@ pub fn grants<'a>(
     scope: Scope,
     binding: &BindingFacts,
     identity: &IdentityFacts,
-    pod: impl Into<Claim<'a>>,
+    pod: impl Into<Subject<'a>>,
 ) -> bool {
     let pod = pod.into();
     let named =

@@ -4,7 +4,7 @@ use crate::facts::ObjectKey;
 
 /// Why a request gets no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Reason {
+pub enum DenialReason {
     /// The pod has no `aadpodidbinding` label.
     #[error("pod {pod} has no label aadpodidbinding; label it with the selector of an AzureIdentityBinding in namespace {ns}", ns = pod.namespace)]
     NoLabel {
@@ -53,7 +53,7 @@ pub enum Reason {
     },
 }
 
-impl Reason {
+impl DenialReason {
     /// The stable name, for metrics, Events and `why`.
     pub fn name(&self) -> &'static str {
         match self {

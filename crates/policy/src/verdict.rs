@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use crate::facts::{BindingFacts, ExceptionFacts, IdentityFacts, ObjectKey, PodFacts};
 use crate::ids::{ClientId, ResourceId};
 use crate::matching::{BINDING_LABEL, Scope, exempts, grants, selects};
-use crate::reason::Reason;
+use crate::reason::DenialReason;
 
 /// How a request names the identity it wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum RequestedIdentity {
     /// Not at all.
     Any,
     /// By `client_id`.
@@ -20,7 +20,7 @@ pub enum Wanted {
     Object(Option<ObjectKey>),
 }
 
-impl Wanted {
+impl RequestedIdentity {
     fn accepts(&self, identity: &IdentityFacts) -> bool {
         match self {
             Self::Any => true,
@@ -39,12 +39,12 @@ pub enum Verdict<'a> {
     /// An exception lets the request through to IMDS unchanged.
     Exempt(ObjectKey),
     /// Nothing, and why.
-    Refused(Reason),
+    Refused(DenialReason),
 }
 
 /// The objects that may bear on a pod. The caller narrows them down by its index; the rules below check them all again.
 #[derive(Debug, Clone, Copy)]
-pub struct Grants<'a> {
+pub struct PolicyObjects<'a> {
     /// How far bindings reach.
     pub scope: Scope,
     /// Candidate bindings.
@@ -58,7 +58,11 @@ pub struct Grants<'a> {
 }
 
 /// Decides what a live pod gets that asks for `wanted`.
-pub fn authorize<'a>(objects: Grants<'a>, pod: &PodFacts, wanted: &Wanted) -> Verdict<'a> {
+pub fn authorize<'a>(
+    objects: PolicyObjects<'a>,
+    pod: &PodFacts,
+    wanted: &RequestedIdentity,
+) -> Verdict<'a> {
     if let Some(exception) = objects.exceptions.iter().find(|e| exempts(e, pod)) {
         return Verdict::Exempt(exception.key.clone());
     }
@@ -74,14 +78,14 @@ pub fn authorize<'a>(objects: Grants<'a>, pod: &PodFacts, wanted: &Wanted) -> Ve
     let mut best = matching.iter().filter(|g| Some(g.weight) == heaviest);
     match (best.next(), best.next()) {
         (Some(only), None) => Verdict::Grant(only.identity),
-        (Some(first), Some(_)) if *wanted != Wanted::Any || objects.pick_first => {
+        (Some(first), Some(_)) if *wanted != RequestedIdentity::Any || objects.pick_first => {
             Verdict::Grant(first.identity)
         }
-        (None, _) => Verdict::Refused(Reason::NotGranted {
+        (None, _) => Verdict::Refused(DenialReason::NotGranted {
             pod: pod.key.clone(),
             granted: names(granted.iter()),
         }),
-        _ => Verdict::Refused(Reason::Ambiguous {
+        _ => Verdict::Refused(DenialReason::Ambiguous {
             pod: pod.key.clone(),
             granted: names(matching.into_iter()),
         }),
@@ -94,7 +98,7 @@ struct Granted<'a> {
     weight: i32,
 }
 
-fn granted<'a>(objects: Grants<'a>, pod: &PodFacts) -> Vec<Granted<'a>> {
+fn granted<'a>(objects: PolicyObjects<'a>, pod: &PodFacts) -> Vec<Granted<'a>> {
     let mut found: BTreeMap<&ObjectKey, Granted<'a>> = BTreeMap::new();
     for binding in objects.bindings {
         for identity in objects
@@ -112,13 +116,13 @@ fn granted<'a>(objects: Grants<'a>, pod: &PodFacts) -> Vec<Granted<'a>> {
     found.into_values().collect()
 }
 
-fn nothing_granted(objects: Grants<'_>, pod: &PodFacts) -> Reason {
+fn nothing_granted(objects: PolicyObjects<'_>, pod: &PodFacts) -> DenialReason {
     let Some(selector) = pod
         .labels
         .get(BINDING_LABEL)
         .filter(|value| !value.is_empty())
     else {
-        return Reason::NoLabel {
+        return DenialReason::NoLabel {
             pod: pod.key.clone(),
         };
     };
@@ -127,7 +131,7 @@ fn nothing_granted(objects: Grants<'_>, pod: &PodFacts) -> Reason {
         .iter()
         .find(|b| selects(objects.scope, b, pod))
     {
-        Some(binding) => Reason::NoIdentity {
+        Some(binding) => DenialReason::NoIdentity {
             pod: pod.key.clone(),
             binding: binding.key.clone(),
             identity: ObjectKey {
@@ -135,7 +139,7 @@ fn nothing_granted(objects: Grants<'_>, pod: &PodFacts) -> Reason {
                 name: binding.identity.clone(),
             },
         },
-        None => Reason::NoBinding {
+        None => DenialReason::NoBinding {
             pod: pod.key.clone(),
             selector: selector.clone(),
         },

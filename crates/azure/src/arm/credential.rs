@@ -41,7 +41,7 @@ impl TokenHolder {
         let mut held = self.held.lock().await;
         if let Some(token) = held
             .as_ref()
-            .filter(|token| token.life(Timestamp::now()) > FLOOR)
+            .filter(|token| token.remaining(Timestamp::now()) > FLOOR)
         {
             return Ok(Arc::clone(token));
         }
@@ -52,7 +52,9 @@ impl TokenHolder {
                 Ok(token)
             }
             Err(error) => match held.as_ref() {
-                Some(token) if !token.life(Timestamp::now()).is_zero() => Ok(Arc::clone(token)),
+                Some(token) if !token.remaining(Timestamp::now()).is_zero() => {
+                    Ok(Arc::clone(token))
+                }
                 _ => Err(error),
             },
         }

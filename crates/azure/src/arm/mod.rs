@@ -65,7 +65,7 @@ impl Arm {
     ///
     /// # Errors
     /// The system's TLS cannot be set up.
-    pub fn renewed(
+    pub fn reconfigured(
         &self,
         endpoints: &Endpoints,
         credential: Credential,
@@ -83,7 +83,7 @@ impl Arm {
         let token = TokenHolder::new(
             credential,
             Imds::new(&endpoints.imds, None, TOKEN),
-            Entra::announcing(&endpoints.authority, TOKEN, agent)?,
+            Entra::with_user_agent(&endpoints.authority, TOKEN, agent)?,
             endpoints.arm_audience.clone(),
         );
         Ok(Self(Arc::new(Inner {

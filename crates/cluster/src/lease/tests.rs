@@ -60,7 +60,7 @@ mod against_an_api_server {
     fn start(store: &Store, identity: &str) -> Running {
         let (sender, leading) = watch::channel(false);
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(lead(
+        let task = tokio::spawn(run_leader_election(
             store.client(identity),
             candidate(identity),
             sender,

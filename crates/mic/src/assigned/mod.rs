@@ -11,10 +11,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use podid_api::ObjectError;
 use podid_api::assigned::{
-    AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus, FINALIZER,
-    NODE_LABEL, SHARED_NAMESPACE, State as Stage, name, unmistakable_name,
+    AssignmentState as Stage, AzureAssignedIdentity, AzureAssignedIdentitySpec,
+    AzureAssignedIdentityStatus, FINALIZER, NODE_LABEL, SHARED_NAMESPACE, hashed_name, name,
 };
-use podid_policy::desired::{Assignment, AssignmentKey, Desired};
+use podid_policy::desired::{Assignment, AssignmentKey, DesiredState};
 use podid_policy::facts::ObjectKey;
 use podid_policy::ids::ResourceId;
 use podid_policy::matching::Scope;
@@ -114,17 +114,17 @@ impl Object {
     }
 
     /// Shares what the index knows too, as there may be very many objects.
-    pub(crate) fn share(&mut self, desired: &mut Desired) {
-        self.node = desired.share(&self.node);
-        self.key.namespace = desired.share(&self.key.namespace);
+    pub(crate) fn share(&mut self, desired: &mut DesiredState) {
+        self.node = desired.intern(&self.node);
+        self.key.namespace = desired.intern(&self.key.namespace);
         if let Some(binding) = &mut self.binding {
-            binding.namespace = desired.share(&binding.namespace);
-            binding.name = desired.share(&binding.name);
+            binding.namespace = desired.intern(&binding.namespace);
+            binding.name = desired.intern(&binding.name);
         }
         let Some(known) = desired.get(&self.assignment) else {
             let pod = &mut self.assignment.pod;
-            pod.namespace = desired.share(&pod.namespace);
-            self.assignment.identity = desired.share(&self.assignment.identity);
+            pod.namespace = desired.intern(&pod.namespace);
+            self.assignment.identity = desired.intern(&self.assignment.identity);
             return;
         };
         self.assignment = known.key();
@@ -240,7 +240,7 @@ fn home(state: &State, assignment: &Assignment, scope: Scope) -> ObjectKey {
     let usual = ObjectKey::new(namespace, &name(&assignment.pod, &identity.key.name));
     let holder = state.objects.get(&usual);
     if holder.is_some_and(|object| object.assignment != assignment.key()) {
-        let other = unmistakable_name(&assignment.pod, &identity.key.name);
+        let other = hashed_name(&assignment.pod, &identity.key.name);
         return ObjectKey::new(namespace, &other);
     }
     usual

@@ -1,6 +1,6 @@
 //! Carries out what [`crate::assigned`] decides: writes little, and learns from the answers at once.
 
-use podid_cluster::error_text::in_words;
+use podid_cluster::error_text::describe;
 use std::sync::Arc;
 
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -55,7 +55,7 @@ async fn settle(context: &Context, key: &AssignmentKey) -> bool {
             Err(error) if code(&error) == Some(409) => return false,
             Err(error) => {
                 context.metrics.write_failed(kind);
-                complain(context, key, &in_words(&error));
+                complain(context, key, &describe(&error));
                 return false;
             }
         }

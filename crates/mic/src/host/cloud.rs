@@ -187,7 +187,7 @@ impl From<Error> for HostError {
             text: error.to_string(),
             identities: error.identities().to_vec(),
             retry_after: error.retry_after(),
-            begun: error.is_begun() || fault == Fault::Unavailable,
+            begun: error.may_be_partial() || fault == Fault::Unavailable,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The worker of one host. Hosts never wait for one another; what arrives while a change is under way goes into the next.
 
-use podid_cluster::error_text::in_words;
+use podid_cluster::error_text::describe;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podid_policy::desired::{Assignment, AssignmentKey, Desired};
+use podid_policy::desired::{Assignment, AssignmentKey, DesiredState};
 use podid_policy::facts::ObjectKey;
 use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
 use tokio::time::{Instant, sleep_until};
@@ -88,7 +88,7 @@ fn next_move(context: &Context, key: &HostKey) -> Option<Move> {
     Some(next)
 }
 
-fn client_id(desired: &Desired, who: &AssignmentKey) -> Option<ClientId> {
+fn client_id(desired: &DesiredState, who: &AssignmentKey) -> Option<ClientId> {
     Some(desired.get(who)?.identity.client_id.clone())
 }
 
@@ -184,7 +184,7 @@ async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut Strin
         Err(error) => {
             let text = format!(
                 "what podid attaches cannot be recorded: {}; check that RBAC allows get, list, create, patch and delete of configmaps in namespace {}",
-                in_words(&error),
+                describe(&error),
                 context.config.namespace
             );
             let error = HostError {
@@ -231,7 +231,7 @@ async fn change_host(
 fn with_host(
     context: &Context,
     key: &HostKey,
-    tell: impl FnOnce(&Desired, &mut Host) -> BTreeSet<AssignmentKey>,
+    tell: impl FnOnce(&DesiredState, &mut Host) -> BTreeSet<AssignmentKey>,
 ) {
     let mut state = context.state.lock();
     let State { desired, hosts, .. } = &mut *state;
@@ -246,7 +246,7 @@ fn with_host(
     context.look_at(touched);
 }
 
-fn identities_of(desired: &Desired, users: &BTreeSet<AssignmentKey>) -> BTreeSet<ObjectKey> {
+fn identities_of(desired: &DesiredState, users: &BTreeSet<AssignmentKey>) -> BTreeSet<ObjectKey> {
     let assignments = users.iter().filter_map(|who| desired.get(who));
     assignments.map(|a| a.identity.key.clone()).collect()
 }

@@ -1,7 +1,7 @@
 //! Events on the objects that people look at.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use podid_cluster::events::Events;
+use podid_cluster::events::EventRecorder;
 use podid_policy::desired::Assignment;
 use podid_policy::facts::ObjectKey;
 use tokio::sync::mpsc::Receiver;
@@ -20,7 +20,11 @@ pub(crate) struct Note {
 }
 
 /// Records Events until shutdown.
-pub(crate) async fn record(events: Events, mut notes: Receiver<Note>, shutdown: CancellationToken) {
+pub(crate) async fn record(
+    events: EventRecorder,
+    mut notes: Receiver<Note>,
+    shutdown: CancellationToken,
+) {
     loop {
         let note = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -33,7 +37,7 @@ pub(crate) async fn record(events: Events, mut notes: Receiver<Note>, shutdown: 
             reason,
             message,
         } = note;
-        events.note(&regarding, warning, reason, &message).await;
+        events.record(&regarding, warning, reason, &message).await;
     }
 }
 

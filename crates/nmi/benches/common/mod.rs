@@ -115,7 +115,7 @@ pub async fn node_agent(surroundings: SocketAddr, told: mpsc::Sender<SocketAddr>
     };
     let base = format!("http://{surroundings}/");
     let client = kube::Client::try_from(kube::Config::new(base.parse()?))?;
-    let url = podid_azure::clouds::url("surroundings", &base)?;
+    let url = podid_azure::clouds::parse_url("surroundings", &base)?;
     let deadline = Duration::from_secs(5);
     let imds = Imds::new(&url, None, deadline);
     let upstream = Upstream::new(imds, Entra::new(&url, deadline)?, client.clone(), false);

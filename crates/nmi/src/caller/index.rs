@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use podid_api::assigned::{AssignedFacts, State};
+use podid_api::assigned::{AssignedFacts, AssignmentState};
 use podid_policy::facts::{
     BindingFacts, ExceptionFacts, IdentityFacts, IdentitySource, ObjectKey, PodFacts,
 };
 use podid_policy::matching::{BINDING_LABEL, Scope, exempts, grants};
-use podid_policy::reason::Reason;
-use podid_policy::verdict::{Grants, Verdict, Wanted, authorize};
+use podid_policy::reason::DenialReason;
+use podid_policy::verdict::{PolicyObjects, RequestedIdentity, Verdict, authorize};
 
 /// Who has an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub enum Decision {
     /// What the metadata service itself answers.
     Exempt(ObjectKey),
     /// Nothing.
-    Refused(Reason),
+    Refused(DenialReason),
 }
 
 /// The objects that bear on this node. `apply` and `delete` are synchronous; a request reads.
@@ -171,7 +171,7 @@ impl Index {
     /// An AzureAssignedIdentity exists and looks like this.
     pub fn apply_assigned(&mut self, assigned: AssignedFacts) {
         self.delete_assigned(&assigned.key);
-        if assigned.state == State::Assigned && !assigned.deleting {
+        if assigned.state == AssignmentState::Assigned && !assigned.deleting {
             let pair = (assigned.pod.clone(), assigned.identity.clone());
             *self.ready.entry(pair).or_default() += 1;
         }
@@ -183,7 +183,7 @@ impl Index {
         let Some(assigned) = self.assigned.remove(key) else {
             return;
         };
-        if assigned.state == State::Assigned && !assigned.deleting {
+        if assigned.state == AssignmentState::Assigned && !assigned.deleting {
             let pair = (assigned.pod, assigned.identity);
             if let Some(count) = self.ready.get_mut(&pair) {
                 *count -= 1;
@@ -257,7 +257,7 @@ impl Index {
     }
 
     /// What the pod gets that asks for `wanted`.
-    pub fn decide(&self, pod: &PodFacts, wanted: &Wanted) -> Decision {
+    pub fn decide(&self, pod: &PodFacts, wanted: &RequestedIdentity) -> Decision {
         let selector = pod.labels.get(BINDING_LABEL).map_or("", String::as_str);
         let bindings: Vec<&BindingFacts> = self
             .selectors
@@ -272,7 +272,7 @@ impl Index {
             .map(|identity| &**identity)
             .collect();
         let exceptions: Vec<&ExceptionFacts> = self.exceptions_of(pod).collect();
-        let objects = Grants {
+        let objects = PolicyObjects {
             scope: self.scope,
             bindings: &bindings,
             identities: &identities,

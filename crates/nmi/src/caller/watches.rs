@@ -14,7 +14,7 @@ use podid_api::binding::AzureIdentityBinding;
 use podid_api::exception::AzurePodIdentityException;
 use podid_api::identity::AzureIdentity;
 use podid_cluster::lenient::Lenient;
-use podid_cluster::watch::{Change, Health, watch};
+use podid_cluster::watch::{Change, WatchStatus, watch};
 use podid_policy::facts::ObjectKey;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch::Receiver;
@@ -43,7 +43,7 @@ pub(crate) fn start(
     client: &Client,
     tasks: &mut Tasks,
     shutdown: &CancellationToken,
-) -> Vec<(&'static str, Receiver<Health>)> {
+) -> Vec<(&'static str, Receiver<WatchStatus>)> {
     let node = &shared.config.node;
     let mut start = Start {
         shared,
@@ -112,7 +112,7 @@ struct Start<'a> {
     client: &'a Client,
     tasks: &'a mut Tasks,
     shutdown: &'a CancellationToken,
-    healths: Vec<(&'static str, Receiver<Health>)>,
+    healths: Vec<(&'static str, Receiver<WatchStatus>)>,
 }
 
 impl Start<'_> {
@@ -127,7 +127,7 @@ impl Start<'_> {
             + 'static,
         F: 'static,
     {
-        let (health, healthy) = tokio::sync::watch::channel(Health::default());
+        let (health, healthy) = tokio::sync::watch::channel(WatchStatus::default());
         self.healths.push((kind.name, healthy));
         let api: Api<Lenient<K>> = Api::all(self.client.clone());
         let (shared, shutdown) = (Arc::clone(self.shared), self.shutdown.clone());

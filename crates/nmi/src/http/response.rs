@@ -7,7 +7,7 @@ use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use podid_azure::ErrorKind;
-use podid_policy::reason::Reason;
+use podid_policy::reason::DenialReason;
 
 use crate::http::target::{NEWEST_VERSIONS, QueryError};
 use crate::token::cache::CachedToken;
@@ -117,7 +117,7 @@ pub enum Refusal {
     GrantChanged(podid_policy::facts::ObjectKey),
     /// The rules grant nothing.
     #[error("Identity not found: {0}")]
-    Denied(Reason),
+    Denied(DenialReason),
     /// Granted, and not yet on the pod's host.
     #[error(
         "identity {identity} is granted to pod {pod} and not yet assigned to its node; see `kubectl describe azureassignedidentity`; ask again"

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use podid_policy::ids::{ClientId, ResourceId};
-use podid_policy::verdict::Wanted;
+use podid_policy::verdict::RequestedIdentity;
 
 /// Longer targets are refused.
 pub const MAX_TARGET: usize = 8 * 1024;
@@ -167,7 +167,7 @@ pub struct TokenRequest<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// What the rules can tell; with an object id, that it was traced to nothing so far.
-    pub wanted: Wanted,
+    pub wanted: RequestedIdentity,
     /// The object id, a GUID like any.
     pub object_id: Option<ClientId>,
 }
@@ -267,15 +267,15 @@ fn named<'a>(variables: &'a Variables<'_>) -> Result<Named, QueryError> {
     let guid = |id, name| ClientId::parse(id).map_err(|_| QueryError::Selector(name));
     let mut object_id = None;
     let wanted = match (client, object, arm) {
-        (None, None, None) => Wanted::Any,
-        (Some(id), None, None) => Wanted::Client(guid(id, "client_id")?),
+        (None, None, None) => RequestedIdentity::Any,
+        (Some(id), None, None) => RequestedIdentity::Client(guid(id, "client_id")?),
         (None, Some(id), None) => {
             object_id = Some(guid(id, "object_id")?);
-            Wanted::Object(None)
+            RequestedIdentity::Object(None)
         }
-        (None, None, Some(id)) => {
-            Wanted::Resource(ResourceId::parse(id).map_err(|_| QueryError::Selector("msi_res_id"))?)
-        }
+        (None, None, Some(id)) => RequestedIdentity::Resource(
+            ResourceId::parse(id).map_err(|_| QueryError::Selector("msi_res_id"))?,
+        ),
         _ => return Err(QueryError::TwoSelectors),
     };
     Ok(Named { wanted, object_id })

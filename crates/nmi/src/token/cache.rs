@@ -74,7 +74,7 @@ impl Head {
 
 impl CachedToken {
     fn new(token: Token, resource: &str, client_id: &str, now: Timestamp) -> Self {
-        let life = token.life(now);
+        let life = token.remaining(now);
         let due = if life >= LONG { life / 2 } else { life * 4 / 5 };
         // Different tokens are renewed at different times, though they came at once.
         let jitter = due.mul_f64(f64::from(fraction(token.secret())) / 2560.0);
@@ -243,7 +243,7 @@ impl<S: TokenSource> Cache<S> {
                 .is_none();
         if !fresh
             && let Some(token) = slot.current.load_full()
-            && token.token.life(now) >= self.floor
+            && token.token.remaining(now) >= self.floor
         {
             if token.refresh_on <= now {
                 self.renew(&slot, identity, resource);
@@ -396,7 +396,7 @@ async fn fetch<S: TokenSource>(
     let fetched = source.token(&identity, &resource).await;
     let now = clock();
     let outcome = match fetched {
-        Ok(token) if token.life(now) < floor => Err(Arc::new(SourceError::ShortLived)),
+        Ok(token) if token.remaining(now) < floor => Err(Arc::new(SourceError::ShortLived)),
         Ok(token) => {
             let id = identity.client_id.as_str();
             let token = Arc::new(CachedToken::new(token, &resource, id, now));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podid_policy::facts::{IdentityFacts, ObjectKey, PodFacts};
-use podid_policy::verdict::Wanted;
+use podid_policy::verdict::RequestedIdentity;
 
 use crate::caller::index::{Caller, Decision};
 use crate::context::Shared;
@@ -84,14 +84,14 @@ pub(crate) async fn wanted(
     asker: Asker<'_>,
     named: &Named,
     resource: &str,
-) -> Result<Wanted, Refusal> {
+) -> Result<RequestedIdentity, Refusal> {
     if let Asker::Pod(visit) = asker
         && let Some(Caller::Unknown | Caller::NotYet) = shared.caller(visit.peer)
     {
         shared.lookup.ask(visit.peer).await;
     }
     match &named.object_id {
-        Some(id) => Ok(Wanted::Object(
+        Some(id) => Ok(RequestedIdentity::Object(
             object_id::object(shared, asker, id, resource).await?,
         )),
         None => Ok(named.wanted.clone()),
@@ -102,7 +102,7 @@ pub(crate) async fn wanted(
 pub(crate) async fn granted(
     shared: &Shared,
     asker: Asker<'_>,
-    wanted: &Wanted,
+    wanted: &RequestedIdentity,
 ) -> Result<(Arc<PodFacts>, Arc<IdentityFacts>), Refusal> {
     match look(shared, asker, wanted)? {
         Grant::Now(pod, identity) => {
@@ -138,7 +138,7 @@ enum Grant {
 }
 
 /// What the asker is granted as things are now: neither the pod nor the grant is remembered from before a wait.
-fn look(shared: &Shared, asker: Asker<'_>, wanted: &Wanted) -> Result<Grant, Refusal> {
+fn look(shared: &Shared, asker: Asker<'_>, wanted: &RequestedIdentity) -> Result<Grant, Refusal> {
     let pod = pod(shared, asker)?;
     match shared.index.read().decide(&pod, wanted) {
         Decision::Grant(identity) => Ok(Grant::Now(pod, identity)),

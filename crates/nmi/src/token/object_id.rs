@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use podid_policy::facts::ObjectKey;
 use podid_policy::ids::ClientId;
-use podid_policy::verdict::Wanted;
+use podid_policy::verdict::RequestedIdentity;
 use serde_json::Value;
 
 use crate::caller::index::Decision;
@@ -41,7 +41,7 @@ pub(crate) async fn object(
         let index = shared.index.read();
         let mut keys: Vec<_> = index.granted_identities().into_keys().collect();
         keys.sort();
-        let decide = |key| index.decide(&pod, &Wanted::Object(Some(key)));
+        let decide = |key| index.decide(&pod, &RequestedIdentity::Object(Some(key)));
         keys.into_iter().map(decide).collect::<Vec<_>>()
     };
     let granted = candidates

@@ -116,7 +116,7 @@ impl Principals {
         url: Option<&str>,
     ) -> Result<Option<Url>, SourceError> {
         let Some(text) = url else { return Ok(None) };
-        let url = clouds::url("spec.adEndpoint", text)
+        let url = clouds::parse_url("spec.adEndpoint", text)
             .map_err(|error| unusable(identity, error.to_string()))?;
         let own = url.origin() == self.entra.authority().origin();
         if own || clouds::is_authority(&url) {

@@ -85,7 +85,8 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
     };
     change(&mut config);
     let client = kube::Client::try_from(kube::Config::new(base.parse().unwrap())).unwrap();
-    let url = podid_azure::clouds::url("test", &format!("http://{}", upstream.address)).unwrap();
+    let url =
+        podid_azure::clouds::parse_url("test", &format!("http://{}", upstream.address)).unwrap();
     let azure = podid_nmi::Upstream::new(
         Imds::new(&url, None, UPSTREAM),
         Entra::new(&url, UPSTREAM).unwrap(),

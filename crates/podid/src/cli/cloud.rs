@@ -112,7 +112,7 @@ impl Cloud {
         let credential = format!("{:?}", config.credential);
         let arm = self.arm();
         let agent = self.agent.as_deref();
-        let renewed = arm.renewed(&config.endpoints, config.credential, agent)?;
+        let renewed = arm.reconfigured(&config.endpoints, config.credential, agent)?;
         self.arm.send_replace(renewed);
         Ok(credential)
     }

@@ -9,7 +9,7 @@ use clap::Args;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use podid_cluster::error_text::in_words;
+use podid_cluster::error_text::describe;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::run;
@@ -63,7 +63,7 @@ async fn apply(
 ) -> anyhow::Result<()> {
     let params = PatchParams::apply(MANAGER).force();
     let patched = api.patch(name, &params, &Patch::Apply(crd)).await;
-    let mut applied = patched.map_err(|error| anyhow!(in_words(&error)))?;
+    let mut applied = patched.map_err(|error| anyhow!(describe(&error)))?;
     let deadline = Instant::now() + PATIENCE;
     while !is_established(&applied) {
         ensure!(

@@ -15,7 +15,7 @@ use podid_intercept::handover::{self, Inheritance};
 use podid_intercept::{Backend, HostNetwork, Keeper, Rules};
 use podid_nmi::caller::attest::Attestor;
 use podid_nmi::config::POD_REQUESTS;
-use podid_nmi::{Config, Taint, Upstream};
+use podid_nmi::{Config, StartupTaint, Upstream};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
 
@@ -73,7 +73,7 @@ pub struct Nmi {
     user_agent: Option<String>,
     /// A taint that keeps pods off the node until this node agent is ready, which then takes it off. Needs get and patch on nodes
     #[arg(long, value_name = "KEY[:EFFECT]")]
-    startup_taint: Option<Taint>,
+    startup_taint: Option<StartupTaint>,
     #[command(flatten)]
     door: Door,
     #[command(flatten)]
@@ -343,14 +343,14 @@ impl Nmi {
             self.interception.metadata_ip,
             self.interception.metadata_port,
         );
-        let imds = clouds::url(
+        let imds = clouds::parse_url(
             "--metadata-ip",
             &format!("http://{}:{}", address.0, address.1),
         )?;
         let imds = Imds::new(&imds, mark, UPSTREAM);
         Ok(Upstream::new(
             imds,
-            Entra::announcing(&endpoints.authority, UPSTREAM, self.user_agent.as_deref())?,
+            Entra::with_user_agent(&endpoints.authority, UPSTREAM, self.user_agent.as_deref())?,
             client,
             self.allow_cross_namespace_secrets,
         ))

@@ -13,7 +13,7 @@ use kube::api::{DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use podid_api::{GROUP, VERSION};
-use podid_cluster::error_text::in_words;
+use podid_cluster::error_text::describe;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -168,7 +168,7 @@ impl Status {
             )
         };
         Ok(listed
-            .map_err(|error| anyhow!(in_words(&error)))
+            .map_err(|error| anyhow!(describe(&error)))
             .with_context(hint)?
             .items)
     }
@@ -193,7 +193,7 @@ impl Status {
     async fn elder(&self, client: &Client) -> Option<String> {
         let api: Api<Endpoints> = Api::namespaced(client.clone(), &self.lease_namespace);
         let lock = api.get_opt(&self.lease_name).await.ok()??;
-        podid_cluster::lease::elder(&lock)
+        podid_cluster::endpoints_lock::legacy_holder(&lock)
     }
 
     /// Best effort: Events live an hour, and not everybody may list them.

@@ -110,7 +110,8 @@ impl Stage {
             &set,
         );
         let imds = handle.serve_imds(&set, Some(0), loopback(0)).await?;
-        let url = |address: SocketAddr| clouds::url("simulator", &format!("http://{address}"));
+        let url =
+            |address: SocketAddr| clouds::parse_url("simulator", &format!("http://{address}"));
         let endpoints = Endpoints {
             imds: url(imds)?,
             authority: url(azure.entra())?,

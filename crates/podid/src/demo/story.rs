@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use kube::Api;
-use podid_api::assigned::{AzureAssignedIdentity, State};
+use podid_api::assigned::{AssignmentState, AzureAssignedIdentity};
 use podid_api::binding::AzureIdentityBinding;
 use podid_sim::azure::{Role, Service};
 use serde_json::json;
@@ -240,7 +240,7 @@ async fn assigned(stage: &mut Stage) -> anyhow::Result<String> {
             Ok(all
                 .iter()
                 .filter_map(|one| one.facts().ok())
-                .any(|one| one.state == State::Assigned))
+                .any(|one| one.state == AssignmentState::Assigned))
         })
         .await
         .context("no AzureAssignedIdentity became Assigned")?;

@@ -68,7 +68,7 @@ impl World {
         let stopped = stop.clone();
         tasks.spawn(async move { cluster.run(stopped).await.unwrap() });
 
-        let authority = clouds::url("entra", &entra).unwrap();
+        let authority = clouds::parse_url("entra", &entra).unwrap();
         let upstream = Upstream::new(
             Imds::new(&authority, None, PATIENCE),
             Entra::new(&authority, PATIENCE).unwrap(),

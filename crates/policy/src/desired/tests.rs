@@ -65,8 +65,8 @@ fn live(namespace: &str, name: &str, selector: &str) -> PodFacts {
     pod(namespace, name, selector, Some("n1"), PodPhase::Live)
 }
 
-fn index(scope: Scope) -> Desired {
-    let mut index = Desired::new(scope);
+fn index(scope: Scope) -> DesiredState {
+    let mut index = DesiredState::new(scope);
     index.apply_node("n1", Some(host(1)));
     index
 }
@@ -195,12 +195,12 @@ fn an_event_touches_only_its_own_pods() {
 }
 
 /// The rules applied to everything at once.
-fn naive(index: &Desired) -> BTreeMap<AssignmentKey, Assignment> {
+fn naive(index: &DesiredState) -> BTreeMap<AssignmentKey, Assignment> {
     let mut all: BTreeMap<AssignmentKey, Vec<Assignment>> = BTreeMap::new();
     for (key, pod) in &index.pods {
         for binding in index.bindings.values() {
             for identity in index.identities.values() {
-                if grants(index.scope, binding, identity, pod.claim(key)) {
+                if grants(index.scope, binding, identity, pod.subject(key)) {
                     let node = pod.node.clone().unwrap();
                     let found = Assignment {
                         pod: key.clone(),
@@ -288,7 +288,7 @@ proptest! {
         acts in proptest::collection::vec(act(), 0..60),
     ) {
         let scope = if across { Scope::AcrossNamespaces } else { Scope::Namespaced };
-        let mut index = Desired::new(scope);
+        let mut index = DesiredState::new(scope);
         let mut told: BTreeMap<AssignmentKey, Assignment> = BTreeMap::new();
         for act in acts {
             let deltas = match act {

@@ -50,10 +50,10 @@ fn ask<'a>(
     bindings: &'a [&'a BindingFacts],
     identities: &'a [&'a IdentityFacts],
     pod: &PodFacts,
-    wanted: &Wanted,
+    wanted: &RequestedIdentity,
 ) -> Verdict<'a> {
     authorize(
-        Grants {
+        PolicyObjects {
             scope,
             bindings,
             identities,
@@ -78,7 +78,7 @@ fn the_bound_identity_is_granted_and_nothing_else() {
     let bound = binding("a", "reader", "app", 0);
     let (bindings, identities) = ([&bound], [&reader, &writer]);
     let app = pod("a", Some("app"));
-    let get = |pod: &PodFacts, wanted: &Wanted| match ask(
+    let get = |pod: &PodFacts, wanted: &RequestedIdentity| match ask(
         Scope::Namespaced,
         &bindings,
         &identities,
@@ -88,32 +88,38 @@ fn the_bound_identity_is_granted_and_nothing_else() {
         Verdict::Grant(identity) => identity.key.name.to_string(),
         other => refused(&other).to_owned(),
     };
-    assert_eq!(get(&app, &Wanted::Any), "reader");
+    assert_eq!(get(&app, &RequestedIdentity::Any), "reader");
     assert_eq!(
-        get(&app, &Wanted::Client(reader.client_id.clone())),
+        get(&app, &RequestedIdentity::Client(reader.client_id.clone())),
         "reader"
     );
     assert_eq!(
-        get(&app, &Wanted::Client(writer.client_id.clone())),
+        get(&app, &RequestedIdentity::Client(writer.client_id.clone())),
         "NotGranted"
     );
     assert_eq!(
         get(
             &app,
-            &Wanted::Resource(writer.resource_id().unwrap().clone())
+            &RequestedIdentity::Resource(writer.resource_id().unwrap().clone())
         ),
         "NotGranted"
     );
-    assert_eq!(get(&pod("a", None), &Wanted::Any), "NoLabel");
-    assert_eq!(get(&pod("a", Some("App")), &Wanted::Any), "NoBinding");
-    assert_eq!(get(&pod("b", Some("app")), &Wanted::Any), "NoBinding");
+    assert_eq!(get(&pod("a", None), &RequestedIdentity::Any), "NoLabel");
+    assert_eq!(
+        get(&pod("a", Some("App")), &RequestedIdentity::Any),
+        "NoBinding"
+    );
+    assert_eq!(
+        get(&pod("b", Some("app")), &RequestedIdentity::Any),
+        "NoBinding"
+    );
     let finished = PodFacts {
         phase: PodPhase::Finished,
         ..app.clone()
     };
-    assert_eq!(get(&finished, &Wanted::Any), "NoBinding");
+    assert_eq!(get(&finished, &RequestedIdentity::Any), "NoBinding");
     assert_eq!(
-        get(&PodFacts { node: None, ..app }, &Wanted::Any),
+        get(&PodFacts { node: None, ..app }, &RequestedIdentity::Any),
         "NoBinding"
     );
 }
@@ -124,7 +130,7 @@ fn an_object_id_grants_what_it_was_traced_to_if_that_is_granted() {
     let binding = binding("a", "reader", "app", 0);
     let app = pod("a", Some("app"));
     let get = |traced: Option<&IdentityFacts>| {
-        let wanted = Wanted::Object(traced.map(|identity| identity.key.clone()));
+        let wanted = RequestedIdentity::Object(traced.map(|identity| identity.key.clone()));
         let (bindings, identities) = ([&binding], [&reader, &writer]);
         match ask(Scope::Namespaced, &bindings, &identities, &app, &wanted) {
             Verdict::Grant(identity) => identity.key.name.to_string(),
@@ -146,7 +152,13 @@ fn a_binding_may_be_limited_to_service_accounts() {
     let app = pod("a", Some("app"));
     let verdict = |p: &PodFacts| {
         matches!(
-            ask(Scope::Namespaced, &[&limited], &[&reader], p, &Wanted::Any),
+            ask(
+                Scope::Namespaced,
+                &[&limited],
+                &[&reader],
+                p,
+                &RequestedIdentity::Any
+            ),
             Verdict::Grant(_)
         )
     };
@@ -168,7 +180,7 @@ fn across_namespaces_stops_at_an_identity_that_is_kept_home() {
         &bindings,
         &identities,
         &other,
-        &Wanted::Any,
+        &RequestedIdentity::Any,
     );
     assert_eq!(verdict, Verdict::Grant(&reader));
     let home = IdentityFacts {
@@ -181,7 +193,7 @@ fn across_namespaces_stops_at_an_identity_that_is_kept_home() {
             &[&bound],
             &[&home],
             &other,
-            &Wanted::Any
+            &RequestedIdentity::Any
         )),
         "NoIdentity"
     );
@@ -199,7 +211,7 @@ fn several_unnamed_need_a_weight() {
             &[&light, &heavy],
             &[&one, &two],
             &app,
-            &Wanted::Any
+            &RequestedIdentity::Any
         ),
         Verdict::Grant(&two)
     );
@@ -208,7 +220,7 @@ fn several_unnamed_need_a_weight() {
         &[&light, &even],
         &[&one, &two],
         &app,
-        &Wanted::Any,
+        &RequestedIdentity::Any,
     ) {
         Verdict::Refused(reason) => {
             assert_eq!(reason.name(), "Ambiguous");
@@ -228,7 +240,7 @@ fn any_label_of_an_exception_in_the_pods_namespace_exempts() {
         ]
         .into(),
     };
-    let objects = Grants {
+    let objects = PolicyObjects {
         scope: Scope::Namespaced,
         bindings: &[],
         identities: &[],
@@ -236,14 +248,20 @@ fn any_label_of_an_exception_in_the_pods_namespace_exempts() {
         pick_first: false,
     };
     let mut app = pod("a", None);
-    assert_eq!(refused(&authorize(objects, &app, &Wanted::Any)), "NoLabel");
+    assert_eq!(
+        refused(&authorize(objects, &app, &RequestedIdentity::Any)),
+        "NoLabel"
+    );
     app.labels.insert("noaad".into(), "True".into());
     assert_eq!(
-        authorize(objects, &app, &Wanted::Any),
+        authorize(objects, &app, &RequestedIdentity::Any),
         Verdict::Exempt(exception.key.clone())
     );
     app.key = ObjectKey::new("b", "pod");
-    assert_eq!(refused(&authorize(objects, &app, &Wanted::Any)), "NoLabel");
+    assert_eq!(
+        refused(&authorize(objects, &app, &RequestedIdentity::Any)),
+        "NoLabel"
+    );
 }
 
 proptest! {
@@ -259,14 +277,14 @@ proptest! {
             .map(|(n, i, s, w)| binding(&names("ns", *n), &names("id", *i), &names("s", *s), *w)).collect();
         let identities: Vec<_> = ids.iter().map(|(n, i)| identity(&names("ns", *n), &names("id", *i), n * 4 + i)).collect();
         let app = pod(&names("ns", ns), label.map(|s| names("s", s)).as_deref());
-        let wanted = want.map_or(Wanted::Any, |n| Wanted::Client(ClientId::parse(&guid(n)).unwrap()));
+        let wanted = want.map_or(RequestedIdentity::Any, |n| RequestedIdentity::Client(ClientId::parse(&guid(n)).unwrap()));
         let (b, i): (Vec<_>, Vec<_>) = (bindings.iter().collect(), identities.iter().collect());
         if let Verdict::Grant(identity) = ask(Scope::Namespaced, &b, &i, &app, &wanted) {
             prop_assert_eq!(&identity.key.namespace, &app.key.namespace);
             prop_assert!(bindings.iter().any(|b| b.key.namespace == app.key.namespace
                 && b.identity == identity.key.name
                 && app.labels.get(BINDING_LABEL).map(String::as_str) == Some(&*b.selector)));
-            if let Wanted::Client(id) = &wanted {
+            if let RequestedIdentity::Client(id) = &wanted {
                 prop_assert_eq!(id, &identity.client_id);
             }
         }

@@ -36,7 +36,7 @@ fn config() -> Config {
 }
 
 fn url(address: SocketAddr) -> reqwest::Url {
-    clouds::url("test", &format!("http://{address}")).unwrap()
+    clouds::parse_url("test", &format!("http://{address}")).unwrap()
 }
 
 async fn rig(config: Config) -> Rig {

@@ -40,7 +40,7 @@ fn binding() -> BindingFacts {
     }
 }
 
-fn assigned(state: State) -> AssignedFacts {
+fn assigned(state: AssignmentState) -> AssignedFacts {
     AssignedFacts {
         key: ObjectKey::new("default", "web-shop-reader"),
         pod: ObjectKey::new("shop", "web"),
@@ -61,7 +61,7 @@ fn index() -> Index {
 }
 
 fn decided(index: &Index) -> Decision {
-    index.decide(&pod("web", 1), &Wanted::Any)
+    index.decide(&pod("web", 1), &RequestedIdentity::Any)
 }
 
 #[test]
@@ -110,16 +110,16 @@ fn an_unknown_caller_may_be_a_pod_whose_address_is_not_told_yet() {
 fn an_identity_is_granted_when_it_is_on_the_host() {
     let mut index = index();
     assert!(matches!(decided(&index), Decision::NotYet(_)));
-    index.apply_assigned(assigned(State::Created));
+    index.apply_assigned(assigned(AssignmentState::Created));
     assert!(matches!(decided(&index), Decision::NotYet(_)));
-    index.apply_assigned(assigned(State::Assigned));
+    index.apply_assigned(assigned(AssignmentState::Assigned));
     assert!(matches!(decided(&index), Decision::Grant(_)));
     index.apply_assigned(AssignedFacts {
         deleting: true,
-        ..assigned(State::Assigned)
+        ..assigned(AssignmentState::Assigned)
     });
     assert!(matches!(decided(&index), Decision::NotYet(_)));
-    index.delete_assigned(&assigned(State::Assigned).key);
+    index.delete_assigned(&assigned(AssignmentState::Assigned).key);
     assert!(index.ready.is_empty());
     let mut managed = Index::new(Scope::Namespaced, false);
     managed.apply_identity(identity());
@@ -130,7 +130,7 @@ fn an_identity_is_granted_when_it_is_on_the_host() {
 #[test]
 fn what_is_deleted_grants_nothing() {
     let mut index = index();
-    index.apply_assigned(assigned(State::Assigned));
+    index.apply_assigned(assigned(AssignmentState::Assigned));
     assert_eq!(index.granted_identities().len(), 1);
     index.apply_binding(BindingFacts {
         selector: "elsewhere".into(),
@@ -138,19 +138,19 @@ fn what_is_deleted_grants_nothing() {
     });
     assert!(matches!(
         decided(&index),
-        Decision::Refused(Reason::NoBinding { .. })
+        Decision::Refused(DenialReason::NoBinding { .. })
     ));
     assert!(index.granted_identities().is_empty());
     index.apply_binding(binding());
     index.delete_identity(&identity().key);
     assert!(matches!(
         decided(&index),
-        Decision::Refused(Reason::NoIdentity { .. })
+        Decision::Refused(DenialReason::NoIdentity { .. })
     ));
     index.delete_binding(&binding().key);
     assert!(matches!(
         decided(&index),
-        Decision::Refused(Reason::NoBinding { .. })
+        Decision::Refused(DenialReason::NoBinding { .. })
     ));
     assert!(index.selectors.is_empty());
 }
@@ -271,7 +271,7 @@ mod addresses {
                     match (index.caller(address), holders.as_slice()) {
                         (Caller::Pod(found), [only]) => {
                             prop_assert_eq!(&*found, *only);
-                            let Decision::Grant(given) = index.decide(&found, &Wanted::Any) else {
+                            let Decision::Grant(given) = index.decide(&found, &RequestedIdentity::Any) else {
                                 panic!("nothing is given");
                             };
                             prop_assert_eq!(&*given.key.name, &*only.labels[BINDING_LABEL]);

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use tokio_util::sync::CancellationToken;
 
-use podid_api::assigned::{AssignedFacts, State};
+use podid_api::assigned::{AssignedFacts, AssignmentState};
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_policy::facts::{
@@ -96,7 +96,7 @@ async fn rig() -> Rig {
         }
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = podid_azure::clouds::url(
+    let url = podid_azure::clouds::parse_url(
         "test",
         &format!("http://{}", listener.local_addr().unwrap()),
     )
@@ -156,7 +156,7 @@ async fn served() -> Rig {
         index.apply_identity(identity("reader", CLIENT));
         index.apply_binding(binding("reader"));
     });
-    rig.assign(State::Assigned);
+    rig.assign(AssignmentState::Assigned);
     rig
 }
 
@@ -204,11 +204,11 @@ struct Got {
 }
 
 impl Rig {
-    fn assign(&self, state: State) {
+    fn assign(&self, state: AssignmentState) {
         self.assign_identity("reader", state);
     }
 
-    fn assign_identity(&self, identity: &str, state: State) {
+    fn assign_identity(&self, identity: &str, state: AssignmentState) {
         self.shared.change(|index| {
             index.apply_assigned(AssignedFacts {
                 key: ObjectKey::new("default", &format!("web-shop-{identity}")),
@@ -402,7 +402,7 @@ async fn callers_without_a_grant_learn_why() {
 #[tokio::test]
 async fn an_identity_on_its_way_is_waited_for_a_little() {
     let rig = served().await;
-    rig.assign(State::Created);
+    rig.assign(AssignmentState::Created);
     let got = rig.get(TOKEN).await;
     assert_eq!(got.status, 503);
     assert!(got.head.contains("retry-after: 5"));
@@ -417,7 +417,7 @@ async fn an_identity_on_its_way_is_waited_for_a_little() {
         while rig.shared.changes.receiver_count() == 0 {
             tokio::task::yield_now().await;
         }
-        rig.assign(State::Assigned);
+        rig.assign(AssignmentState::Assigned);
     });
     assert_eq!(got.status, 200);
 }
@@ -489,7 +489,7 @@ async fn a_token_is_not_given_when_its_grant_passed_to_another_identity() {
     let rig = served().await;
     rig.shared
         .change(|index| index.apply_identity(identity("other", OTHER)));
-    rig.assign_identity("other", State::Assigned);
+    rig.assign_identity("other", AssignmentState::Assigned);
     let got = rig
         .get_while(|| {
             rig.shared

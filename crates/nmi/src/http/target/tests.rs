@@ -58,7 +58,7 @@ fn other_categories_are_told_when_spelt_plainly() {
 const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
 const ARM: &str = "/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/n";
 
-fn wanted(query: &str) -> Result<Wanted, QueryError> {
+fn wanted(query: &str) -> Result<RequestedIdentity, QueryError> {
     token_request(&format!("api-version=2018-02-01&resource=r&{query}")).map(|r| r.named.wanted)
 }
 
@@ -78,8 +78,8 @@ fn a_resource_is_kept_to_the_byte() {
 
 #[test]
 fn every_name_for_an_identity_selects() {
-    let client = Wanted::Client(ClientId::parse(CLIENT).unwrap());
-    let arm = Wanted::Resource(ResourceId::parse(ARM).unwrap());
+    let client = RequestedIdentity::Client(ClientId::parse(CLIENT).unwrap());
+    let arm = RequestedIdentity::Resource(ResourceId::parse(ARM).unwrap());
     assert_eq!(
         wanted(&format!("client_id={}", CLIENT.to_uppercase())),
         Ok(client)
@@ -87,14 +87,14 @@ fn every_name_for_an_identity_selects() {
     for name in ["msi_res_id", "mi_res_id", "resource_id", "msi-res-id"] {
         assert_eq!(wanted(&format!("{name}={ARM}")), Ok(arm.clone()));
     }
-    assert_eq!(wanted("client_id=&msi_res_id="), Ok(Wanted::Any));
+    assert_eq!(wanted("client_id=&msi_res_id="), Ok(RequestedIdentity::Any));
     assert_eq!(
         wanted("xms_cc=cp1&authority=http://x&principal_id=1"),
-        Ok(Wanted::Any)
+        Ok(RequestedIdentity::Any)
     );
     assert_eq!(
         wanted(&format!("object_id={CLIENT}")),
-        Ok(Wanted::Object(None)),
+        Ok(RequestedIdentity::Object(None)),
         "which nothing is, until it is traced"
     );
 }

@@ -8,14 +8,14 @@ const FEW: usize = 1024;
 
 /// Names of namespaces, nodes and the like. Those that nobody has any more are forgotten now and then.
 #[derive(Debug, Clone, Default)]
-pub struct Names {
+pub struct Interner {
     known: HashSet<Arc<str>>,
     full: usize,
 }
 
-impl Names {
+impl Interner {
     /// The text, shared with everybody else who has it.
-    pub fn share(&mut self, text: &str) -> Arc<str> {
+    pub fn intern(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.known.get(text) {
             return known.clone();
         }
@@ -35,19 +35,21 @@ mod tests {
 
     #[test]
     fn equal_texts_are_one() {
-        let mut names = Names::default();
-        let one = names.share("node");
-        assert!(Arc::ptr_eq(&one, &names.share("node")));
+        let mut names = Interner::default();
+        let one = names.intern("node");
+        assert!(Arc::ptr_eq(&one, &names.intern("node")));
     }
 
     #[test]
     fn what_nobody_has_is_forgotten() {
-        let mut names = Names::default();
-        let kept: Vec<_> = (0..10).map(|n| names.share(&format!("kept-{n}"))).collect();
+        let mut names = Interner::default();
+        let kept: Vec<_> = (0..10)
+            .map(|n| names.intern(&format!("kept-{n}")))
+            .collect();
         for n in 0..100_000 {
-            names.share(&format!("{n}"));
+            names.intern(&format!("{n}"));
         }
         assert!(names.known.len() <= FEW);
-        assert!(Arc::ptr_eq(&kept[3], &names.share("kept-3")));
+        assert!(Arc::ptr_eq(&kept[3], &names.intern("kept-3")));
     }
 }

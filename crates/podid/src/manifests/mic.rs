@@ -5,6 +5,13 @@ use serde_json::{Value, json};
 use super::{Install, NAME, labels};
 
 const AZURE_JSON: &str = "/etc/kubernetes/azure.json";
+/// The taints of a node whose kubelet reports a fault, or nothing at all.
+const NODE_FAILURES: [&str; 2] = [
+    "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+];
+/// A dead node's replica is replaced after this time; Kubernetes' own default is five minutes.
+const REPLACED_AFTER_SECONDS: u32 = 30;
 
 pub(super) fn deployment(install: &Install) -> Value {
     json!({
@@ -22,13 +29,18 @@ fn pod(install: &Install) -> Value {
         "serviceAccountName": format!("{NAME}-mic"),
         "priorityClassName": "system-cluster-critical",
         "nodeSelector": { "kubernetes.io/os": "linux" },
-        "affinity": { "podAntiAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{
-            "weight": 1,
-            "podAffinityTerm": {
-                "labelSelector": { "matchLabels": labels("mic") },
-                "topologyKey": "kubernetes.io/hostname",
-            },
-        }] } },
+        "tolerations": NODE_FAILURES.map(|taint| json!({
+            "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": REPLACED_AFTER_SECONDS,
+        })),
+        "topologySpreadConstraints": [{
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            // A node that is down must not keep a replica from starting beside the other one.
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": { "matchLabels": labels("mic") },
+            // In a rolling update the replicas of the former version do not count. Kubernetes 1.25 and 1.26 drop this field.
+            "matchLabelKeys": ["pod-template-hash"],
+        }],
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "containers": [{
             "name": "mic",

@@ -23,12 +23,10 @@ async fn a_release_lives() {
         !notes.contains("Mind:") && !notes.contains("without effect"),
         "{notes}"
     );
-    assert!(
-        !cluster
-            .get("deployment", "podid", "podid-mic")
-            .await
-            .is_null()
-    );
+    let mic = cluster.get("deployment", "podid", "podid-mic").await;
+    // The API server keeps the field by which a roll does not put both replicas on one node.
+    let spread = &mic["spec"]["template"]["spec"]["topologySpreadConstraints"];
+    assert_eq!(spread[0]["matchLabelKeys"], json!(["pod-template-hash"]));
     assert!(
         !cluster
             .get("azurepodidentityexception", "podid", "mic")

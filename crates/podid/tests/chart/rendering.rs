@@ -123,9 +123,17 @@ async fn every_old_value_is_where_it_belongs() {
         "controller:v9",
         "agent@sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
     ];
-    for (object, image, class, team, pool, cpu) in [
-        (mic, images[0], "system-node-critical", "a", "a", "250m"),
-        (nmi, images[1], "high", "b", "b", "260m"),
+    for (object, image, class, team, pool, cpu, toleration) in [
+        (
+            mic,
+            images[0],
+            "system-node-critical",
+            "a",
+            "a",
+            "250m",
+            "CriticalAddonsOnly",
+        ),
+        (nmi, images[1], "high", "b", "b", "260m", "only"),
     ] {
         let (pod, container) = (pod(object), container(object));
         assert_eq!(
@@ -138,7 +146,7 @@ async fn every_old_value_is_where_it_belongs() {
         assert_eq!(pod["spec"]["imagePullSecrets"], json!([{ "name": "pull" }]));
         assert_eq!(pod["spec"]["nodeSelector"]["pool"], pool);
         assert!(pod["spec"]["affinity"]["nodeAffinity"].is_object());
-        assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 1);
+        assert_eq!(pod["spec"]["tolerations"][0]["key"], toleration);
         assert_eq!(pod["metadata"]["labels"]["team"], team);
         assert!(pod["metadata"]["annotations"]["note"].is_string());
     }
@@ -286,6 +294,29 @@ async fn each_switch_changes_what_it_says_and_nothing_else() {
         pod["containers"][0]["securityContext"]["runAsNonRoot"],
         true
     );
+}
+
+/// A dead node's replica is replaced soon, whatever else the operator tolerates, unless a toleration names the taint itself.
+#[tokio::test]
+async fn mic_leaves_a_dead_node_soon_unless_told_otherwise() {
+    let seconds = |objects: &[Value]| {
+        let mic = find(objects, "Deployment", "podid-mic").unwrap();
+        let all = mic["spec"]["template"]["spec"]["tolerations"].clone();
+        ["not-ready", "unreachable"].map(|taint| {
+            let key = format!("node.kubernetes.io/{taint}");
+            let of = all.as_array().unwrap().iter().filter(|t| t["key"] == key);
+            of.map(|t| t["tolerationSeconds"].as_u64())
+                .collect::<Vec<_>>()
+        })
+    };
+    let everything = "mic.tolerations[0].operator=Exists";
+    for more in [&[][..], &["--set", everything]] {
+        let objects = rendered(&[&["--set", IMAGES], more].concat()).await;
+        assert_eq!(seconds(&objects), [[Some(30)], [Some(30)]], "{more:?}");
+    }
+    let own = r#"mic.tolerations=[{"key":"node.kubernetes.io/unreachable","operator":"Exists"}]"#;
+    let objects = rendered(&["--set", IMAGES, "--set-json", own]).await;
+    assert_eq!(seconds(&objects), [[Some(30)], [None]]);
 }
 
 fn text_of(objects: &[Value]) -> String {

@@ -22,7 +22,7 @@ use crate::token::object_id::ObjectIds;
 use crate::token::prefetch::Asked;
 use crate::token::source::Upstream;
 
-pub(crate) struct Shared {
+pub(crate) struct Context {
     pub(crate) config: Config,
     /// Held for microseconds, never across an await.
     pub(crate) index: RwLock<Index>,
@@ -41,7 +41,7 @@ pub(crate) struct Shared {
     synced: AtomicBool,
 }
 
-impl Shared {
+impl Context {
     pub(crate) fn new(
         config: Config,
         client: Client,

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use caller::watches;
 pub use config::Config;
-use context::Shared;
+use context::Context;
 pub use lifecycle::drain::Parting;
 use lifecycle::servers::Duty;
 use lifecycle::takeover::Relay;
@@ -73,7 +73,7 @@ impl Listeners {
 
 /// The node agent.
 pub struct Nmi {
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     client: Client,
     active: Receiver<bool>,
     relay: Relay,
@@ -84,7 +84,7 @@ impl Nmi {
     /// A node agent that has not started yet. `active` says whether requests are intercepted, for the probe.
     pub fn new(config: Config, client: Client, upstream: Upstream, active: Receiver<bool>) -> Self {
         let metrics = Arc::new(Metrics::default());
-        let shared = Arc::new(Shared::new(config, client.clone(), upstream, metrics));
+        let context = Arc::new(Context::new(config, client.clone(), upstream, metrics));
         Self {
             client,
             active,
@@ -92,9 +92,9 @@ impl Nmi {
                 path: None,
                 predecessor: None,
                 on_duty: watch::Sender::new(false),
-                parting: shared.parting.clone(),
+                parting: context.parting.clone(),
             },
-            shared,
+            context,
             taint: None,
         }
     }
@@ -116,7 +116,7 @@ impl Nmi {
 
     /// Its metrics, for other parts of the process to add theirs.
     pub fn metrics(&self) -> Arc<Metrics> {
-        Arc::clone(&self.shared.metrics)
+        Arc::clone(&self.context.metrics)
     }
 
     /// Whether it is this node agent that serves, and not one before or after it.
@@ -126,7 +126,7 @@ impl Nmi {
 
     /// Ends its serving, for good: also the node agent before it serves no more then, should this one end.
     pub fn parting(&self) -> Parting {
-        self.shared.parting.clone()
+        self.context.parting.clone()
     }
 
     /// Binds the ports of the probe and the metrics, next to doors that are already bound.
@@ -134,7 +134,7 @@ impl Nmi {
     /// # Errors
     /// [`NmiError::Socket`] when an address is in use or not this machine's.
     pub fn bind(&self, doors: Vec<TcpListener>) -> Result<Listeners, NmiError> {
-        let config = &self.shared.config;
+        let config = &self.context.config;
         Ok(Listeners {
             doors,
             probe: named(PROBE, TcpListener::bind(config.probe))?,
@@ -151,7 +151,7 @@ impl Nmi {
         doors: Vec<TcpListener>,
         inheritance: &mut Inheritance,
     ) -> Result<Listeners, NmiError> {
-        let config = &self.shared.config;
+        let config = &self.context.config;
         Ok(Listeners {
             doors,
             probe: named(PROBE, inheritance.listen(config.probe, false).await)?,
@@ -174,13 +174,13 @@ impl Nmi {
         let mut tasks = JoinSet::new();
         let ready = watch::Sender::new(false);
         let is_ready = ready.subscribe();
-        let healths = watches::start(&self.shared, &self.client, &mut tasks, &stop);
+        let healths = watches::start(&self.context, &self.client, &mut tasks, &stop);
         let secrets =
-            secret_watch::follow(Arc::clone(&self.shared), self.client.clone(), stop.clone());
+            secret_watch::follow(Arc::clone(&self.context), self.client.clone(), stop.clone());
         tasks.spawn(secrets);
-        tasks.spawn(prefetch::run(Arc::clone(&self.shared), stop.clone()));
+        tasks.spawn(prefetch::run(Arc::clone(&self.context), stop.clone()));
         tasks.spawn(follow(
-            Arc::clone(&self.shared),
+            Arc::clone(&self.context),
             healths,
             ready,
             stop.clone(),
@@ -188,13 +188,13 @@ impl Nmi {
         if let Some(taint) = self.taint {
             tasks.spawn(lift(
                 self.client.clone(),
-                self.shared.config.node.clone(),
+                self.context.config.node.clone(),
                 taint,
                 [is_ready.clone(), self.active.clone()],
                 stop.clone(),
             ));
         }
-        let begin = |listeners: &Listeners| Duty::begin(listeners, &self.shared, &self.active);
+        let begin = |listeners: &Listeners| Duty::begin(listeners, &self.context, &self.active);
         let outcome = tokio::select! {
             outcome = self.relay.run(listeners, begin, is_ready, &shutdown) => outcome,
             ended = tasks.join_next() => Err(fault(ended)),
@@ -259,17 +259,17 @@ async fn lift(
 
 /// Turns the watches' health into readiness and metrics.
 async fn follow(
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     mut healths: Vec<(&'static str, Receiver<WatchStatus>)>,
     ready: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> Part {
     loop {
         for (kind, health) in &mut healths {
-            shared.metrics.watch(kind, &health.borrow_and_update());
+            context.metrics.watch(kind, &health.borrow_and_update());
         }
         if healths.iter().all(|(_, health)| health.borrow().synced) {
-            shared.set_synced();
+            context.set_synced();
             ready.send_replace(true);
         }
         let any = futures::future::select_all(

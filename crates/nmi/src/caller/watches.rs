@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::NmiError;
 use crate::caller::index::Index;
 use crate::caller::pods;
-use crate::context::Shared;
+use crate::context::Context;
 
 /// How one kind gets into the index.
 struct Kind<K, F> {
@@ -39,14 +39,14 @@ type Tasks = JoinSet<(&'static str, Result<(), NmiError>)>;
 
 /// Starts a task for each kind; the index is complete when all receivers say so.
 pub(crate) fn start(
-    shared: &Arc<Shared>,
+    context: &Arc<Context>,
     client: &Client,
     tasks: &mut Tasks,
     shutdown: &CancellationToken,
 ) -> Vec<(&'static str, Receiver<WatchStatus>)> {
-    let node = &shared.config.node;
+    let node = &context.config.node;
     let mut start = Start {
-        shared,
+        context,
         client,
         tasks,
         shutdown,
@@ -92,7 +92,7 @@ pub(crate) fn start(
             keys: Index::exception_keys,
         },
     );
-    if shared.config.assigned_first {
+    if context.config.assigned_first {
         start.kind(
             watcher::Config::default().labels(&format!("{NODE_LABEL}={node}")),
             Kind {
@@ -108,7 +108,7 @@ pub(crate) fn start(
 }
 
 struct Start<'a> {
-    shared: &'a Arc<Shared>,
+    context: &'a Arc<Context>,
     client: &'a Client,
     tasks: &'a mut Tasks,
     shutdown: &'a CancellationToken,
@@ -130,36 +130,36 @@ impl Start<'_> {
         let (health, healthy) = tokio::sync::watch::channel(WatchStatus::default());
         self.healths.push((kind.name, healthy));
         let api: Api<Lenient<K>> = Api::all(self.client.clone());
-        let (shared, shutdown) = (Arc::clone(self.shared), self.shutdown.clone());
+        let (context, shutdown) = (Arc::clone(self.context), self.shutdown.clone());
         let name = kind.name;
         self.tasks.spawn(async move {
-            let sink = |change| feed(&shared, &kind, change);
+            let sink = |change| feed(&context, &kind, change);
             watch(api, config, sink, health, shutdown).await;
             (name, Ok(()))
         });
     }
 }
 
-fn feed<K: kube::ResourceExt, F>(shared: &Shared, kind: &Kind<K, F>, change: Change<K>) {
+fn feed<K: kube::ResourceExt, F>(context: &Context, kind: &Kind<K, F>, change: Change<K>) {
     match change {
         Change::Applied(object) => {
             let key = ObjectKey::new(&object.namespace().unwrap_or_default(), &object.name_any());
             match (kind.facts)(&object) {
-                Ok(facts) => shared.change(|index| (kind.apply)(index, facts)),
+                Ok(facts) => context.change(|index| (kind.apply)(index, facts)),
                 Err(error) => {
                     tracing::warn!(kind = kind.name, object = %key, reason = %error, "object cannot be used and is ignored");
-                    shared.change(|index| (kind.delete)(index, &key));
+                    context.change(|index| (kind.delete)(index, &key));
                 }
             }
         }
-        Change::Deleted(key) => shared.change(|index| (kind.delete)(index, &key)),
+        Change::Deleted(key) => context.change(|index| (kind.delete)(index, &key)),
         Change::Listed(listed) => {
             let gone = |index: &Index, listed: &BTreeSet<ObjectKey>| {
                 let mut keys = (kind.keys)(index);
                 keys.retain(|key| !listed.contains(key));
                 keys
             };
-            shared.change(|index| {
+            context.change(|index| {
                 for key in gone(index, &listed) {
                     (kind.delete)(index, &key);
                 }

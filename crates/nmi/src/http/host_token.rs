@@ -23,7 +23,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::error_body::{Due, Wire};
 use crate::http::request::{Answer, CLIENT_REQUEST_ID, Told, finish};
 use crate::http::response::{JSON, Refusal};
@@ -56,7 +56,7 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
 /// Serves it until shutdown.
 pub(crate) async fn serve(
     listener: UnixListener,
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let own = fs::metadata("/proc/self")?.uid();
@@ -84,7 +84,7 @@ pub(crate) async fn serve(
         } else if tasks.len() >= MAX_OPEN {
             tasks.spawn(refuse(stream, Refusal::Busy));
         } else {
-            tasks.spawn(converse(stream, Arc::clone(&shared), shutdown.clone()));
+            tasks.spawn(converse(stream, Arc::clone(&context), shutdown.clone()));
         }
     }
     while tasks.join_next().await.is_some() {}
@@ -104,12 +104,12 @@ async fn refuse(mut stream: UnixStream, why: Refusal) {
     let _ = tokio::time::timeout(PARTING, talk).await;
 }
 
-async fn converse(stream: UnixStream, shared: Arc<Shared>, shutdown: CancellationToken) {
+async fn converse(stream: UnixStream, context: Arc<Context>, shutdown: CancellationToken) {
     let due = Due::default();
     let service = service_fn(|request| {
-        let (shared, due) = (&shared, &due);
+        let (context, due) = (&context, &due);
         async move {
-            let answer = respond(shared, &request).await;
+            let answer = respond(context, &request).await;
             due.set();
             Ok::<_, Infallible>(answer)
         }
@@ -131,19 +131,19 @@ async fn converse(stream: UnixStream, shared: Arc<Shared>, shutdown: Cancellatio
     }
 }
 
-async fn respond(shared: &Shared, request: &Request<Incoming>) -> Answer {
+async fn respond(context: &Context, request: &Request<Incoming>) -> Answer {
     let started = Instant::now();
     let mut told = Told {
         endpoint: "host",
         client_request_id: request.headers().get(CLIENT_REQUEST_ID).cloned(),
         ..Told::default()
     };
-    let outcome = token(shared, request, &mut told).await;
-    finish(shared, outcome, &told, &"node", started)
+    let outcome = token(context, request, &mut told).await;
+    finish(context, outcome, &told, &"node", started)
 }
 
 async fn token(
-    shared: &Shared,
+    context: &Context,
     request: &Request<Incoming>,
     told: &mut Told,
 ) -> Result<Answer, Refusal> {
@@ -155,9 +155,9 @@ async fn token(
     }
     let query = host_request(request.uri().query().unwrap_or_default())?;
     let pod = pod_named(request.headers()).ok_or(Refusal::NoPodNamed)?;
-    told.pod = shared.index.read().pod(&pod);
+    told.pod = context.index.read().pod(&pod);
     let asker = Asker::Node(&pod);
-    let (token, identity) = grant::token(shared, asker, &query, told).await?;
+    let (token, identity) = grant::token(context, asker, &query, told).await?;
     let all: Value = serde_json::from_slice(&token.body(Timestamp::now())).unwrap_or_default();
     // As in the original the primary one, where an application has several tenants.
     let token = all.get(0).unwrap_or(&all);

@@ -9,7 +9,7 @@ use podid_policy::facts::IdentitySource;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::request::Answer;
 use crate::http::response::{JSON, Refusal};
 use crate::http::target::info_request;
@@ -57,20 +57,22 @@ pub(crate) type NodeTenant = OnceCell<String>;
 
 /// Which tenant the identity is of that the caller is granted.
 pub(crate) async fn tenant(
-    shared: &Shared,
+    context: &Context,
     asker: Asker<'_>,
     target: &Uri,
 ) -> Result<Answer, Refusal> {
     let named = info_request(target.query().unwrap_or_default())?;
     // Whoever names an identity by its object id gets the answer for that of the token for Azure's own API.
     let resource = "https://management.azure.com/";
-    let wanted = grant::wanted(shared, asker, &named, resource).await?;
-    let (_, identity) = grant::granted(shared, asker, &wanted).await?;
+    let wanted = grant::wanted(context, asker, &named, resource).await?;
+    let (_, identity) = grant::granted(context, asker, &wanted).await?;
     let tenant = match &identity.source {
         IdentitySource::ServicePrincipal { tenant, .. } => tenant.to_string(),
-        IdentitySource::UserAssigned { .. } => {
-            shared.tenant.get_or_try_init(|| ask(shared)).await?.clone()
-        }
+        IdentitySource::UserAssigned { .. } => context
+            .tenant
+            .get_or_try_init(|| ask(context))
+            .await?
+            .clone(),
     };
     Ok(told(&json!({ "tenantId": tenant })))
 }
@@ -86,14 +88,14 @@ fn told(body: &Value) -> Answer {
     answer
 }
 
-async fn ask(shared: &Shared) -> Result<String, Refusal> {
+async fn ask(context: &Context) -> Result<String, Refusal> {
     let mut request = Request::new(Bytes::new());
     *request.uri_mut() = Uri::from_static(INFO);
     request.headers_mut().insert(
         HeaderName::from_static("metadata"),
         HeaderValue::from_static("true"),
     );
-    let answer = shared.upstream.forward(request).await?;
+    let answer = context.upstream.forward(request).await?;
     let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
     let tenant = body["tenantId"].as_str().filter(|tenant| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::request::Answer;
 use crate::http::response::{self, Refusal};
 use crate::http::target::{QueryError, is_plain_query};
@@ -31,7 +31,7 @@ const HOP: [&str; 8] = [
 
 /// An exempted pod's request, as it is.
 pub(crate) async fn unchanged(
-    shared: &Shared,
+    context: &Context,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let (mut parts, body) = request.into_parts();
@@ -43,12 +43,12 @@ pub(crate) async fn unchanged(
     for name in HOP {
         parts.headers.remove(name);
     }
-    send(shared, Request::from_parts(parts, body)).await
+    send(context, Request::from_parts(parts, body)).await
 }
 
 /// A request for a category that pods may read. Only its target is passed on: a header or a body could tell another reader
 /// that something else is asked for.
-pub(crate) async fn category(shared: &Shared, target: &Uri) -> Result<Answer, Refusal> {
+pub(crate) async fn category(context: &Context, target: &Uri) -> Result<Answer, Refusal> {
     if !is_plain_query(target.query().unwrap_or_default()) {
         return Err(QueryError::Odd.into());
     }
@@ -61,13 +61,15 @@ pub(crate) async fn category(shared: &Shared, target: &Uri) -> Result<Answer, Re
         HeaderName::from_static("metadata"),
         http::HeaderValue::from_static("true"),
     );
-    let answer = send(shared, request).await?;
+    let answer = send(context, request).await?;
     if answer.status().is_redirection() {
         return Err(Refusal::Redirected);
     }
     Ok(answer)
 }
 
-async fn send(shared: &Shared, request: Request<Bytes>) -> Result<Answer, Refusal> {
-    Ok(response::forwarded(shared.upstream.forward(request).await?))
+async fn send(context: &Context, request: Request<Bytes>) -> Result<Answer, Refusal> {
+    Ok(response::forwarded(
+        context.upstream.forward(request).await?,
+    ))
 }

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use podid_policy::facts::PodFacts;
 
 use crate::caller::index::Caller;
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::info;
 use crate::http::passthrough;
 use crate::http::response::{self, Refusal};
@@ -52,7 +52,11 @@ impl Told {
 }
 
 /// Answers a request, whatever it is.
-pub(crate) async fn respond(shared: &Shared, request: Request<Incoming>, visit: &Visit) -> Answer {
+pub(crate) async fn respond(
+    context: &Context,
+    request: Request<Incoming>,
+    visit: &Visit,
+) -> Answer {
     if visit.peer.is_loopback() && request.uri().path() == health::DOOR {
         // Asked by this very process, to see that it is answered; nobody wants to read of that every few seconds.
         return Refusal::NotFound.answer(&response::correlation_id());
@@ -64,37 +68,37 @@ pub(crate) async fn respond(shared: &Shared, request: Request<Incoming>, visit: 
         ..Told::default()
     };
     let outcome = match visit.place.admit(started) {
-        true => route(shared, request, visit, &mut told).await,
+        true => route(context, request, visit, &mut told).await,
         false => Err(Refusal::Busy),
     };
-    finish(shared, outcome, &told, &visit.peer, started)
+    finish(context, outcome, &told, &visit.peer, started)
 }
 
 /// Makes an answer of an outcome, logs and counts it.
 pub(crate) fn finish(
-    shared: &Shared,
+    context: &Context,
     outcome: Result<Answer, Refusal>,
     told: &Told,
     peer: &dyn Display,
     started: Instant,
 ) -> Answer {
     let answer = outcome.unwrap_or_else(|refusal| {
-        shared.metrics.refused(refusal.name());
+        context.metrics.refused(refusal.name());
         let id = response::correlation_id();
-        tell(shared, &refusal, peer, told, &id);
+        tell(context, &refusal, peer, told, &id);
         refusal.answer(&id)
     });
     let namespace = told.pod.as_ref().map_or("", |pod| &pod.key.namespace);
     let status = answer.status().as_u16();
     let took = started.elapsed();
-    shared
+    context
         .metrics
         .answered(told.endpoint, status, namespace, &told.resource, took);
     answer
 }
 
-fn tell(shared: &Shared, refusal: &Refusal, peer: &dyn Display, told: &Told, id: &str) {
-    let Some(left_out) = shared.quiet.admit() else {
+fn tell(context: &Context, refusal: &Refusal, peer: &dyn Display, told: &Told, id: &str) {
+    let Some(left_out) = context.quiet.admit() else {
         return;
     };
     if left_out > 0 {
@@ -113,23 +117,23 @@ fn tell(shared: &Shared, refusal: &Refusal, peer: &dyn Display, told: &Told, id:
 }
 
 async fn route(
-    shared: &Shared,
+    context: &Context,
     request: Request<Incoming>,
     visit: &Visit,
     told: &mut Told,
 ) -> Result<Answer, Refusal> {
-    let caller = shared.caller(visit.peer);
+    let caller = context.caller(visit.peer);
     if let Some(Caller::Pod(pod)) = &caller {
         if !visit.is_of(pod) {
             return Err(Refusal::ChangedHands(visit.peer));
         }
         told.pod = Some(Arc::clone(pod));
-        let exemption = shared.index.read().exemption(pod);
+        let exemption = context.index.read().exemption(pod);
         if let Some(exception) = exemption {
             told.endpoint = "exempted";
-            visit.attest(shared, pod).await?;
+            visit.attest(context, pod).await?;
             tracing::debug!(pod = %pod.key, %exception, "passed on unchanged");
-            return passthrough::unchanged(shared, request).await;
+            return passthrough::unchanged(context, request).await;
         }
     }
     if request
@@ -144,8 +148,8 @@ async fn route(
         Endpoint::Host => Err(Refusal::NotTheNode),
         Endpoint::Info => {
             told.endpoint = "info";
-            admissible(shared, &request)?;
-            info::tenant(shared, Asker::Pod(visit), request.uri()).await
+            admissible(context, &request)?;
+            info::tenant(context, Asker::Pod(visit), request.uri()).await
         }
         Endpoint::Category(category) => {
             told.endpoint = "metadata";
@@ -153,32 +157,32 @@ async fn route(
                 // It may be an exempted pod, whose answer is not podid's to give.
                 return Err(Refusal::Starting);
             }
-            let allowed = &shared.config.allowed_categories;
+            let allowed = &context.config.allowed_categories;
             let is_allowed = allowed
                 .iter()
                 .any(|name| name.eq_ignore_ascii_case(category));
             if !is_allowed && request.uri().path() == "/metadata/versions" {
-                admissible(shared, &request)?;
+                admissible(context, &request)?;
                 return Ok(info::versions());
             }
             if !is_allowed {
                 return Err(Refusal::Category(category.to_owned()));
             }
-            admissible(shared, &request)?;
-            passthrough::category(shared, request.uri()).await
+            admissible(context, &request)?;
+            passthrough::category(context, request.uri()).await
         }
         Endpoint::Token => {
             told.endpoint = "token";
-            admissible(shared, &request)?;
+            admissible(context, &request)?;
             let query = token_request(request.uri().query().unwrap_or_default())?;
-            let (token, _) = grant::token(shared, Asker::Pod(visit), &query, told).await?;
+            let (token, _) = grant::token(context, Asker::Pod(visit), &query, told).await?;
             Ok(response::token(&token, Timestamp::now()))
         }
     }
 }
 
 /// What holds for every request, known before anything is looked up, so that probes are answered at once.
-fn admissible(shared: &Shared, request: &Request<Incoming>) -> Result<(), Refusal> {
+fn admissible(context: &Context, request: &Request<Incoming>) -> Result<(), Refusal> {
     if request.method() != Method::GET {
         return Err(Refusal::Method);
     }
@@ -189,7 +193,7 @@ fn admissible(shared: &Shared, request: &Request<Incoming>) -> Result<(), Refusa
     let mut values = headers.get_all(METADATA).iter();
     let stated =
         values.next().is_some_and(|value| value == "true") && values.all(|value| value == "true");
-    if stated || !shared.config.metadata_header_required {
+    if stated || !context.config.metadata_header_required {
         Ok(())
     } else {
         Err(Refusal::NoMetadataHeader)

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use crate::caller::attest::Evidence;
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::error_body::{Due, Wire};
 use crate::http::rate_limit::Connection;
 use crate::http::request;
@@ -35,7 +35,7 @@ const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// Serves a listener until it is closed; requests under way are finished.
 pub(crate) async fn serve(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     closing: Closing,
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
@@ -50,18 +50,23 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 let address = peer.ip().to_canonical();
-                match shared.connections.open(address) {
+                match context.connections.open(address) {
                     Some(place) => {
                         // Answers are small and whole; waiting for more only delays them.
                         let _ = stream.set_nodelay(true);
-                        let talk =
-                            converse(stream, place, address, Arc::clone(&shared), closing.clone());
+                        let talk = converse(
+                            stream,
+                            place,
+                            address,
+                            Arc::clone(&context),
+                            closing.clone(),
+                        );
                         tasks.spawn(talk);
                     }
                     None => {
                         // As far as that goes without waiting.
                         let _ = stream.try_write(&Refusal::Busy.last_words());
-                        shared.metrics.dropped();
+                        context.metrics.dropped();
                     }
                 }
             }
@@ -82,10 +87,10 @@ pub(crate) async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     place: Connection,
     peer: IpAddr,
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     closing: Closing,
 ) {
-    shared.metrics.connections().inc();
+    context.metrics.connections().inc();
     let visit = Visit {
         peer,
         place,
@@ -93,11 +98,11 @@ pub(crate) async fn converse(
         attested: AtomicBool::new(false),
     };
     let due = Due::default();
-    let parting = &shared.parting.0;
+    let parting = &context.parting.0;
     // The node's own programs and the kubelet's probe may come later still.
     let is_late = parting.enforced.is_cancelled();
     let service = service_fn(|request| {
-        let answer = request::respond(&shared, request, &visit);
+        let answer = request::respond(&context, request, &visit);
         let (due, closing) = (&due, &closing);
         async move {
             let mut answer = answer.await;
@@ -130,10 +135,10 @@ pub(crate) async fn converse(
     if let Err(error) = ended {
         tracing::debug!(%peer, reason = %error, "a connection ended early");
         if error.is_parse() {
-            shared.metrics.refused(Refusal::Malformed.name());
+            context.metrics.refused(Refusal::Malformed.name());
         }
     }
-    shared.metrics.connections().dec();
+    context.metrics.connections().dec();
 }
 
 /// One connection: whoever opened it is the only one it serves, though its address pass to another pod.
@@ -151,8 +156,8 @@ impl Visit {
     }
 
     /// Lets nobody through whom the node's kernel takes for somebody else than `pod`.
-    pub(crate) async fn attest(&self, shared: &Shared, pod: &PodFacts) -> Result<(), Refusal> {
-        let Some(attestor) = &shared.config.attestor else {
+    pub(crate) async fn attest(&self, context: &Context, pod: &PodFacts) -> Result<(), Refusal> {
+        let Some(attestor) = &context.config.attestor else {
             return Ok(());
         };
         if self.attested.load(Ordering::Relaxed) {

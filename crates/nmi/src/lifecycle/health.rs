@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Shared;
+use crate::context::Context;
 
 /// What the front door is asked, and answers like everything that it does not know.
 pub(crate) const DOOR: &str = "/healthz";
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// the front door does not answer; `/readyz` answers 503 until tokens can be served.
 pub(crate) async fn health(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     active: Receiver<bool>,
     door: Option<SocketAddr>,
     shutdown: CancellationToken,
@@ -54,7 +54,7 @@ pub(crate) async fn health(
         .route(
             "/readyz",
             get(move || {
-                let answer = match (shared.is_synced(), *active.borrow()) {
+                let answer = match (context.is_synced(), *active.borrow()) {
                     (true, true) => (StatusCode::OK, "ready"),
                     (false, _) => (
                         StatusCode::SERVICE_UNAVAILABLE,
@@ -89,11 +89,11 @@ async fn answers(mut door: SocketAddr) -> bool {
 
 pub(crate) async fn metrics(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let text = move || {
-        let text = shared.metrics.text(shared.cache.len());
+        let text = context.metrics.text(context.cache.len());
         async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
     };
     serve(

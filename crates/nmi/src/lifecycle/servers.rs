@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::{host_token, server};
 use crate::lifecycle::drain::{Closing, LAST_REQUESTS};
 use crate::lifecycle::health;
@@ -24,25 +24,25 @@ impl Duty {
     /// Begins to accept.
     pub(crate) fn begin(
         listeners: &Listeners,
-        shared: &Arc<Shared>,
+        context: &Arc<Context>,
         active: &Receiver<bool>,
     ) -> Result<Self, NmiError> {
         let (mut tasks, closing) = (JoinSet::new(), Closing::default());
         for door in &listeners.doors {
             let door = copy("the front door", door)?;
-            let serve = server::serve(door, Arc::clone(shared), closing.clone());
+            let serve = server::serve(door, Arc::clone(context), closing.clone());
             tasks.spawn(async move { ("door", named("the front door", serve.await)) });
         }
         let over = || closing.announced.clone();
-        if let Some(path) = &shared.config.host_token_socket {
+        if let Some(path) = &context.config.host_token_socket {
             // Of its own: whoever serves has the path.
             let socket = named(HOST, host_token::bind(path))?;
-            let serve = host_token::serve(socket, Arc::clone(shared), over());
+            let serve = host_token::serve(socket, Arc::clone(context), over());
             tasks.spawn(async move { ("host", named(HOST, serve.await)) });
         }
         let probe = health::health(
             copy("the probe port", &listeners.probe)?,
-            Arc::clone(shared),
+            Arc::clone(context),
             active.clone(),
             listeners
                 .doors
@@ -52,7 +52,7 @@ impl Duty {
         );
         tasks.spawn(async move { ("probe", named("the probe port", probe.await)) });
         let metrics = copy("the metrics port", &listeners.metrics)?;
-        let metrics = health::metrics(metrics, Arc::clone(shared), over());
+        let metrics = health::metrics(metrics, Arc::clone(context), over());
         tasks.spawn(async move { ("metrics", named("the metrics port", metrics.await)) });
         Ok(Self { tasks, closing })
     }

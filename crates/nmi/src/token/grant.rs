@@ -6,7 +6,7 @@ use podid_policy::facts::{IdentityFacts, ObjectKey, PodFacts};
 use podid_policy::verdict::RequestedIdentity;
 
 use crate::caller::index::{Caller, Decision};
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::request::Told;
 use crate::http::response::Refusal;
 use crate::http::server::Visit;
@@ -24,9 +24,9 @@ pub(crate) enum Asker<'a> {
 }
 
 impl Asker<'_> {
-    pub(crate) async fn attest(self, shared: &Shared, pod: &PodFacts) -> Result<(), Refusal> {
+    pub(crate) async fn attest(self, context: &Context, pod: &PodFacts) -> Result<(), Refusal> {
         match self {
-            Self::Pod(visit) => visit.attest(shared, pod).await,
+            Self::Pod(visit) => visit.attest(context, pod).await,
             Self::Node(_) => Ok(()),
         }
     }
@@ -41,34 +41,34 @@ impl Asker<'_> {
 
 /// A token of whatever the asker is granted, with whose it is.
 pub(crate) async fn token(
-    shared: &Shared,
+    context: &Context,
     asker: Asker<'_>,
     query: &TokenRequest<'_>,
     told: &mut Told,
 ) -> Result<(Arc<CachedToken>, Arc<IdentityFacts>), Refusal> {
     told.resource.push_str(&query.resource);
-    let wanted = wanted(shared, asker, &query.named, &query.resource).await?;
-    let (pod, identity) = granted(shared, asker, &wanted).await?;
-    let (token, served) = shared
+    let wanted = wanted(context, asker, &query.named, &query.resource).await?;
+    let (pod, identity) = granted(context, asker, &wanted).await?;
+    let (token, served) = context
         .cache
         .get(&identity, &query.resource, query.bypass_cache)
         .await?;
     // While the token was fetched the grant may have gone, or gone to another identity.
     if served == Served::Fetched {
-        match look(shared, asker, &wanted)? {
+        match look(context, asker, &wanted)? {
             Grant::Now(_, now) if now == identity => {}
             _ => return Err(Refusal::GrantChanged(pod.key.clone())),
         }
-        asker.attest(shared, &pod).await?;
+        asker.attest(context, &pod).await?;
     }
     let how = match served {
         Served::Hit => "hit",
         Served::Fetched => "fetched",
     };
     if served == Served::Fetched {
-        shared.asked.note(&identity.key, &query.resource);
+        context.asked.note(&identity.key, &query.resource);
     }
-    shared.metrics.token(how);
+    context.metrics.token(how);
     tracing::info!(
         target: "podid::audit", pod = %pod.key.name, namespace = %pod.key.namespace,
         service_account = %pod.service_account, identity = %identity.key, resource = %query.resource,
@@ -80,19 +80,19 @@ pub(crate) async fn token(
 
 /// What the rules are asked for. First, whoever nobody knows yet is asked about.
 pub(crate) async fn wanted(
-    shared: &Shared,
+    context: &Context,
     asker: Asker<'_>,
     named: &Named,
     resource: &str,
 ) -> Result<RequestedIdentity, Refusal> {
     if let Asker::Pod(visit) = asker
-        && let Some(Caller::Unknown | Caller::NotYet) = shared.caller(visit.peer)
+        && let Some(Caller::Unknown | Caller::NotYet) = context.caller(visit.peer)
     {
-        shared.lookup.ask(visit.peer).await;
+        context.lookup.ask(visit.peer).await;
     }
     match &named.object_id {
         Some(id) => Ok(RequestedIdentity::Object(
-            object_id::object(shared, asker, id, resource).await?,
+            object_id::object(context, asker, id, resource).await?,
         )),
         None => Ok(named.wanted.clone()),
     }
@@ -100,24 +100,24 @@ pub(crate) async fn wanted(
 
 /// The caller and the identity it is granted; waits a little for one that is on its way to the pod's host.
 pub(crate) async fn granted(
-    shared: &Shared,
+    context: &Context,
     asker: Asker<'_>,
     wanted: &RequestedIdentity,
 ) -> Result<(Arc<PodFacts>, Arc<IdentityFacts>), Refusal> {
-    match look(shared, asker, wanted)? {
+    match look(context, asker, wanted)? {
         Grant::Now(pod, identity) => {
-            asker.attest(shared, &pod).await?;
+            asker.attest(context, &pod).await?;
             return Ok((pod, identity));
         }
-        Grant::Soon(pod, _) => asker.attest(shared, &pod).await?,
+        Grant::Soon(pod, _) => asker.attest(context, &pod).await?,
     }
     // Subscribed before looking again, so that no change between the two is missed.
-    let mut changes = shared.changes.subscribe();
-    let until = tokio::time::Instant::now() + shared.config.assignment_wait;
+    let mut changes = context.changes.subscribe();
+    let until = tokio::time::Instant::now() + context.config.assignment_wait;
     loop {
-        let (pod, identity) = match look(shared, asker, wanted)? {
+        let (pod, identity) = match look(context, asker, wanted)? {
             Grant::Now(pod, identity) => {
-                asker.attest(shared, &pod).await?;
+                asker.attest(context, &pod).await?;
                 return Ok((pod, identity));
             }
             Grant::Soon(pod, identity) => (pod, identity),
@@ -138,9 +138,9 @@ enum Grant {
 }
 
 /// What the asker is granted as things are now: neither the pod nor the grant is remembered from before a wait.
-fn look(shared: &Shared, asker: Asker<'_>, wanted: &RequestedIdentity) -> Result<Grant, Refusal> {
-    let pod = pod(shared, asker)?;
-    match shared.index.read().decide(&pod, wanted) {
+fn look(context: &Context, asker: Asker<'_>, wanted: &RequestedIdentity) -> Result<Grant, Refusal> {
+    let pod = pod(context, asker)?;
+    match context.index.read().decide(&pod, wanted) {
         Decision::Grant(identity) => Ok(Grant::Now(pod, identity)),
         Decision::NotYet(identity) => Ok(Grant::Soon(pod, identity)),
         Decision::Refused(reason) => Err(Refusal::Denied(reason)),
@@ -154,12 +154,12 @@ fn look(shared: &Shared, asker: Asker<'_>, wanted: &RequestedIdentity) -> Result
 }
 
 /// The pod that asks, or is asked for.
-pub(crate) fn pod(shared: &Shared, asker: Asker<'_>) -> Result<Arc<PodFacts>, Refusal> {
+pub(crate) fn pod(context: &Context, asker: Asker<'_>) -> Result<Arc<PodFacts>, Refusal> {
     let visit = match asker {
         Asker::Pod(visit) => visit,
         Asker::Node(key) => {
-            let known = shared.is_synced();
-            let found = shared.index.read().pod(key);
+            let known = context.is_synced();
+            let found = context.index.read().pod(key);
             return match found.filter(|pod| pod.is_live()) {
                 Some(pod) => Ok(pod),
                 None if known => Err(Refusal::UnknownPod(key.clone())),
@@ -167,7 +167,7 @@ pub(crate) fn pod(shared: &Shared, asker: Asker<'_>) -> Result<Arc<PodFacts>, Re
             };
         }
     };
-    match shared.caller(visit.peer).ok_or(Refusal::Starting)? {
+    match context.caller(visit.peer).ok_or(Refusal::Starting)? {
         Caller::Pod(pod) if visit.is_of(&pod) => Ok(pod),
         Caller::Pod(_) => Err(Refusal::ChangedHands(visit.peer)),
         Caller::Ambiguous => Err(Refusal::AmbiguousCaller(visit.peer)),

@@ -12,7 +12,7 @@ use podid_policy::verdict::RequestedIdentity;
 use serde_json::Value;
 
 use crate::caller::index::Decision;
-use crate::context::Shared;
+use crate::context::Context;
 use crate::http::response::Refusal;
 use crate::token::cache::CachedToken;
 use crate::token::grant::{Asker, pod};
@@ -31,14 +31,14 @@ pub(crate) struct ObjectIds(Mutex<HashMap<ObjectKey, (ClientId, ClientId)>>);
 /// # Errors
 /// An identity's token cannot be had, and it may be the one.
 pub(crate) async fn object(
-    shared: &Shared,
+    context: &Context,
     asker: Asker<'_>,
     id: &ClientId,
     resource: &str,
 ) -> Result<Option<ObjectKey>, Refusal> {
-    let pod = pod(shared, asker)?;
+    let pod = pod(context, asker)?;
     let candidates = {
-        let index = shared.index.read();
+        let index = context.index.read();
         let mut keys: Vec<_> = index.granted_identities().into_keys().collect();
         keys.sort();
         let decide = |key| index.decide(&pod, &RequestedIdentity::Object(Some(key)));
@@ -53,13 +53,13 @@ pub(crate) async fn object(
         });
     let mut missing = None;
     for (identity, is_ready) in granted.take(MAX_TRIED) {
-        let known = shared.object_ids.0.lock().get(&identity.key).cloned();
+        let known = context.object_ids.0.lock().get(&identity.key).cloned();
         let known = known.filter(|(client, _)| *client == identity.client_id);
         let found = match known {
             Some((_, object)) => Some(object),
             None if is_ready => {
-                asker.attest(shared, &pod).await?;
-                match shared.cache.get(&identity, resource, false).await {
+                asker.attest(context, &pod).await?;
+                match context.cache.get(&identity, resource, false).await {
                     Ok((token, _)) => object_id(&token),
                     Err(error) => {
                         missing = Some(Refusal::Source(error));
@@ -77,7 +77,7 @@ pub(crate) async fn object(
         };
         let Some(found) = found else { continue };
         let matches = found == *id;
-        shared
+        context
             .object_ids
             .learn(identity.key.clone(), (identity.client_id.clone(), found));
         if matches {

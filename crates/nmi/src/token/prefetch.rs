@@ -9,7 +9,7 @@ use podid_policy::facts::{IdentityFacts, ObjectKey};
 use tokio_util::sync::CancellationToken;
 
 use crate::NmiError;
-use crate::context::Shared;
+use crate::context::Context;
 
 /// Of so many identities it is remembered what they were asked for.
 const MAX_IDENTITIES: usize = 1024;
@@ -40,15 +40,15 @@ impl Asked {
 
 /// Fetches for each identity that becomes usable, one token at a time so that whoever asks for one goes first.
 pub(crate) async fn run(
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     shutdown: CancellationToken,
 ) -> (&'static str, Result<(), NmiError>) {
-    let mut changes = shared.changes.subscribe();
+    let mut changes = context.changes.subscribe();
     let mut known: HashSet<ObjectKey> = HashSet::new();
     let fetching = async {
         loop {
-            let usable = match shared.is_synced() {
-                true => shared.index.read().usable_identities(),
+            let usable = match context.is_synced() {
+                true => context.index.read().usable_identities(),
                 false => HashMap::new(),
             };
             let new: Vec<_> = usable
@@ -58,9 +58,9 @@ pub(crate) async fn run(
                 .collect();
             known = usable.into_keys().collect();
             for identity in new {
-                warm(&shared, &identity).await;
+                warm(&context, &identity).await;
             }
-            // The sender is in `shared`, so that it is there for as long as this runs.
+            // The sender is in `context`, so that it is there for as long as this runs.
             let _ = changes.changed().await;
         }
     };
@@ -71,16 +71,16 @@ pub(crate) async fn run(
     ("prefetch", Ok(()))
 }
 
-async fn warm(shared: &Shared, identity: &Arc<IdentityFacts>) {
-    let mut resources = shared.asked.of(&identity.key);
-    let named = shared
+async fn warm(context: &Context, identity: &Arc<IdentityFacts>) {
+    let mut resources = context.asked.of(&identity.key);
+    let named = context
         .config
         .prefetch
         .iter()
         .map(|name| name.as_str().into());
     resources.extend(named);
     for resource in resources {
-        if let Err(error) = shared.cache.get(identity, &resource, false).await {
+        if let Err(error) = context.cache.get(identity, &resource, false).await {
             // Whoever asks is told; that nobody has asked yet is no trouble.
             tracing::debug!(identity = %identity.key, %resource, reason = %error, "a token could not be fetched ahead");
         }

@@ -11,21 +11,21 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::NmiError;
-use crate::context::Shared;
+use crate::context::Context;
 
 /// More are not watched; their changes count when a token is renewed.
 const MAX_WATCHES: usize = 256;
 
 pub(crate) async fn follow(
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     client: Client,
     shutdown: CancellationToken,
 ) -> (&'static str, Result<(), NmiError>) {
-    let mut changes = shared.changes.subscribe();
+    let mut changes = context.changes.subscribe();
     let mut watched: HashMap<ObjectKey, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
-        let needed = needed(&shared);
+        let needed = needed(&context);
         watched.retain(|key, stop| {
             let stays = needed.contains(key);
             if !stays {
@@ -39,11 +39,11 @@ pub(crate) async fn follow(
             }
             let stop = shutdown.child_token();
             watched.insert(key.clone(), stop.clone());
-            tasks.spawn(watch(Arc::clone(&shared), client.clone(), key, stop));
+            tasks.spawn(watch(Arc::clone(&context), client.clone(), key, stop));
         }
         tokio::select! {
             () = shutdown.cancelled() => break,
-            // The sender is in `shared`, so that it is there for as long as this runs.
+            // The sender is in `context`, so that it is there for as long as this runs.
             _ = changes.changed() => {}
         }
         while tasks.try_join_next().is_some() {}
@@ -52,20 +52,20 @@ pub(crate) async fn follow(
     ("secrets", Ok(()))
 }
 
-fn needed(shared: &Shared) -> HashSet<ObjectKey> {
-    let granted = shared.index.read().granted_identities();
+fn needed(context: &Context) -> HashSet<ObjectKey> {
+    let granted = context.index.read().granted_identities();
     let secrets = granted
         .values()
-        .filter_map(|identity| shared.upstream.secret(identity));
+        .filter_map(|identity| context.upstream.secret(identity));
     secrets.cloned().collect()
 }
 
-async fn watch(shared: Arc<Shared>, client: Client, key: ObjectKey, stop: CancellationToken) {
+async fn watch(context: Arc<Context>, client: Client, key: ObjectKey, stop: CancellationToken) {
     let forget = || {
         tracing::debug!(secret = %key, "a Secret is another than before; tokens had with it are dropped");
-        shared
+        context
             .cache
-            .forget(|identity| shared.upstream.secret(identity) == Some(&key));
+            .forget(|identity| context.upstream.secret(identity) == Some(&key));
     };
     secrets::watch(client, key.clone(), forget, stop).await;
 }

@@ -32,7 +32,7 @@ const TOKEN: &str =
 
 /// A metadata service that answers with what it was asked, and a door in front of it.
 struct Rig {
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     address: std::net::SocketAddr,
     upstream_asked: Arc<AtomicUsize>,
     api: Arc<ApiServer>,
@@ -128,8 +128,8 @@ async fn rig() -> Rig {
         false,
     );
     let metrics = Arc::new(Metrics::default());
-    let shared = Arc::new(Shared::new(config, client, upstream, metrics));
-    shared.set_synced();
+    let context = Arc::new(Context::new(config, client, upstream, metrics));
+    context.set_synced();
     let door = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = door.local_addr().unwrap();
     let stop = CancellationToken::new();
@@ -137,9 +137,9 @@ async fn rig() -> Rig {
         announced: stop.clone(),
         enforced: stop.clone(),
     };
-    tokio::spawn(serve(door, Arc::clone(&shared), closing));
+    tokio::spawn(serve(door, Arc::clone(&context), closing));
     Rig {
-        shared,
+        context,
         address,
         upstream_asked: asked,
         api,
@@ -151,7 +151,7 @@ async fn rig() -> Rig {
 /// A rig whose caller is pod shop/web, granted and assigned the identity shop/reader.
 async fn served() -> Rig {
     let rig = rig().await;
-    rig.shared.change(|index| {
+    rig.context.change(|index| {
         index.apply_pod(pod());
         index.apply_identity(identity("reader", CLIENT));
         index.apply_binding(binding("reader"));
@@ -209,7 +209,7 @@ impl Rig {
     }
 
     fn assign_identity(&self, identity: &str, state: AssignmentState) {
-        self.shared.change(|index| {
+        self.context.change(|index| {
             index.apply_assigned(AssignedFacts {
                 key: ObjectKey::new("default", &format!("web-shop-{identity}")),
                 pod: ObjectKey::new("shop", "web"),
@@ -376,7 +376,7 @@ async fn callers_without_a_grant_learn_why() {
             .unwrap()
             .starts_with("Identity not found: no pod of this node")
     );
-    rig.shared.change(|index| index.apply_pod(pod()));
+    rig.context.change(|index| index.apply_pod(pod()));
     let got = rig.get(TOKEN).await;
     assert_eq!(
         (got.status, &got.body["error"]),
@@ -388,7 +388,7 @@ async fn callers_without_a_grant_learn_why() {
             .unwrap()
             .contains("no AzureIdentityBinding in namespace shop selects pod shop/web")
     );
-    rig.shared.change(|index| {
+    rig.context.change(|index| {
         index.apply_pod(PodFacts {
             key: ObjectKey::new("shop", "twin"),
             ..pod()
@@ -414,7 +414,7 @@ async fn an_identity_on_its_way_is_waited_for_a_little() {
     );
     let (got, ()) = tokio::join!(rig.get(TOKEN), async {
         // The request is waiting when it is the second to look.
-        while rig.shared.changes.receiver_count() == 0 {
+        while rig.context.changes.receiver_count() == 0 {
             tokio::task::yield_now().await;
         }
         rig.assign(AssignmentState::Assigned);
@@ -426,16 +426,16 @@ async fn an_identity_on_its_way_is_waited_for_a_little() {
 async fn a_token_ends_with_its_grant() {
     let rig = served().await;
     assert_eq!(rig.get(TOKEN).await.status, 200);
-    rig.shared
+    rig.context
         .change(|index| index.delete_binding(&ObjectKey::new("shop", "binding")));
     assert_eq!(rig.get(TOKEN).await.status, 400);
-    assert!(rig.shared.cache.is_empty());
+    assert!(rig.context.cache.is_empty());
 }
 
 #[tokio::test]
 async fn an_exempted_pods_request_is_passed_on_unchanged() {
     let rig = served().await;
-    rig.shared.change(|index| {
+    rig.context.change(|index| {
         index.apply_exception(ExceptionFacts {
             key: ObjectKey::new("shop", "exception"),
             pod_labels: [("aadpodidbinding".to_owned(), "app".to_owned())].into(),
@@ -487,12 +487,12 @@ async fn a_connection_serves_many_requests_and_ends_at_shutdown() {
 #[tokio::test]
 async fn a_token_is_not_given_when_its_grant_passed_to_another_identity() {
     let rig = served().await;
-    rig.shared
+    rig.context
         .change(|index| index.apply_identity(identity("other", OTHER)));
     rig.assign_identity("other", AssignmentState::Assigned);
     let got = rig
         .get_while(|| {
-            rig.shared
+            rig.context
                 .change(|index| index.apply_binding(binding("other")));
         })
         .await;
@@ -510,7 +510,7 @@ async fn a_token_is_not_given_when_the_pod_lost_its_label_meanwhile() {
         ..pod()
     };
     let got = rig
-        .get_while(|| rig.shared.change(|index| index.apply_pod(bare)))
+        .get_while(|| rig.context.change(|index| index.apply_pod(bare)))
         .await;
     assert_eq!(got.status, 400, "{}", got.body);
 }
@@ -528,7 +528,7 @@ async fn an_open_connection_does_not_pass_to_the_next_pod_with_the_address() {
         uid: "v".into(),
         ..pod()
     };
-    rig.shared.change(|index| index.apply_pod(successor));
+    rig.context.change(|index| index.apply_pod(successor));
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut rest = String::new();
     // The connection ends with this answer.

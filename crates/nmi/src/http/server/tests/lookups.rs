@@ -14,7 +14,7 @@ fn listed() -> serde_json::Value {
 /// Everything that a caller needs but the pod.
 async fn without_pod() -> Rig {
     let rig = served().await;
-    rig.shared.change(|index| index.delete_pod(&pod().key));
+    rig.context.change(|index| index.delete_pod(&pod().key));
     rig
 }
 

@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kube::Client;
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::caller::index::{Caller, Index};
 use crate::caller::lookup::Lookup;
 use crate::config::Config;
-use crate::http::info::NodeTenant;
 use crate::http::log_limit::Quiet;
-use crate::http::rate_limit::Connections;
+use crate::http::rate_limit::RateLimiter;
 use crate::lifecycle::drain::Parting;
 use crate::metrics::Metrics;
 use crate::token::cache::Cache;
@@ -32,11 +31,12 @@ pub(crate) struct Context {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) lookup: Lookup,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) connections: Arc<Connections>,
+    pub(crate) rate_limiter: Arc<RateLimiter>,
     pub(crate) quiet: Quiet,
     pub(crate) asked: Asked,
     pub(crate) object_ids: ObjectIds,
-    pub(crate) tenant: NodeTenant,
+    /// The tenant of the user-assigned identities, once the metadata service has said it.
+    pub(crate) tenant: OnceCell<String>,
     pub(crate) parting: Parting,
     synced: AtomicBool,
 }
@@ -62,11 +62,11 @@ impl Context {
             ),
             upstream,
             metrics,
-            connections: Arc::new(Connections::new(config.pod_requests)),
+            rate_limiter: Arc::new(RateLimiter::new(config.pod_requests)),
             quiet: Quiet::default(),
             asked: Asked::default(),
             object_ids: ObjectIds::default(),
-            tenant: NodeTenant::new(),
+            tenant: OnceCell::new(),
             parting: Parting::default(),
             synced: AtomicBool::new(false),
             config,

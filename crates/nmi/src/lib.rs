@@ -1,12 +1,13 @@
 //! The node agent: answers the metadata token endpoint for the pods of its node.
 
-pub mod caller;
-pub mod config;
+mod caller;
+mod config;
 mod context;
-pub mod http;
+mod http;
 mod lifecycle;
-pub mod metrics;
-pub mod token;
+mod metrics;
+mod refusal;
+mod token;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -20,14 +21,15 @@ use tokio::sync::watch::{self, Receiver};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use caller::attest::Attestor;
 use caller::watches;
-pub use config::Config;
+pub use config::{Config, POD_REQUESTS};
 use context::Context;
 pub use lifecycle::drain::Parting;
 use lifecycle::servers::Duty;
 use lifecycle::takeover::Relay;
-use metrics::Metrics;
-pub use token::source::Upstream;
+pub use metrics::Metrics;
+pub use token::source::{SourceError, Upstream};
 use token::{prefetch, secret_watch};
 
 /// Why the node agent stopped before it was told to.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use podid_nmi::token::source::SourceError;
+use podid_nmi::SourceError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use podid_policy::ids::ClientId;
 use podid_testkit::{process, tools};
@@ -104,7 +104,7 @@ fn exported() -> BTreeSet<String> {
 
 /// What a node agent exports once each of its metrics has something to tell.
 fn node_agents() -> String {
-    let metrics = podid_nmi::metrics::Metrics::default();
+    let metrics = podid_nmi::Metrics::default();
     metrics.answered(
         "token",
         200,

@@ -1,7 +1,8 @@
 //! Who is calling.
 
-pub mod attest;
-pub mod index;
+pub(crate) mod attest;
+pub(crate) mod connection;
+pub(crate) mod index;
 pub(crate) mod lookup;
 pub(crate) mod pods;
 pub(crate) mod watches;

@@ -10,7 +10,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http::response::Refusal;
+use crate::http::response::closing_bytes;
+use crate::refusal::Refusal;
 
 /// What has arrived after a request that cannot be read is read up to this much and thrown away: to close a connection that has
 /// unread bytes is to reset it, which can cost the client the answer.
@@ -96,7 +97,7 @@ fn replacement(theirs: &[u8]) -> Option<Bytes> {
         b"431" => Refusal::HeadTooLong,
         _ => return None,
     };
-    Some(refusal.last_words())
+    Some(closing_bytes(&refusal))
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {

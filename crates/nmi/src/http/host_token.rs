@@ -9,15 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method, Request, Response};
-use http_body_util::Full;
+use http::{HeaderMap, Method, Request};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use podid_policy::facts::ObjectKey;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -25,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::http::error_body::{Due, Wire};
-use crate::http::request::{Answer, CLIENT_REQUEST_ID, Told, finish};
-use crate::http::response::{JSON, Refusal};
+use crate::http::request::{CLIENT_REQUEST_ID, RequestRecord, finish};
+use crate::http::response::{Answer, closing_bytes, json};
 use crate::http::target::{host_request, is_host};
-use crate::token::grant::{self, Asker};
+use crate::refusal::Refusal;
+use crate::token::grant::{self, Requester};
 
 /// Connections beyond this are closed at once.
 const MAX_OPEN: usize = 64;
@@ -92,9 +91,9 @@ pub(crate) async fn serve(
 }
 
 async fn refuse(mut stream: UnixStream, why: Refusal) {
-    let words = why.last_words();
+    let answer = closing_bytes(&why);
     let talk = async {
-        stream.write_all(&words).await?;
+        stream.write_all(&answer).await?;
         stream.shutdown().await?;
         // To close it with unread bytes would cost the client the answer.
         let mut rest = (&mut stream).take(MAX_DRAIN);
@@ -133,19 +132,19 @@ async fn converse(stream: UnixStream, context: Arc<Context>, shutdown: Cancellat
 
 async fn respond(context: &Context, request: &Request<Incoming>) -> Answer {
     let started = Instant::now();
-    let mut told = Told {
+    let mut record = RequestRecord {
         endpoint: "host",
         client_request_id: request.headers().get(CLIENT_REQUEST_ID).cloned(),
-        ..Told::default()
+        ..RequestRecord::default()
     };
-    let outcome = token(context, request, &mut told).await;
-    finish(context, outcome, &told, &"node", started)
+    let outcome = token(context, request, &mut record).await;
+    finish(context, outcome, &record, &"node", started)
 }
 
 async fn token(
     context: &Context,
     request: &Request<Incoming>,
-    told: &mut Told,
+    record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     if !is_host(request.uri().path()) {
         return Err(Refusal::NotFound);
@@ -153,18 +152,18 @@ async fn token(
     if request.method() != Method::GET {
         return Err(Refusal::Method);
     }
-    let query = host_request(request.uri().query().unwrap_or_default())?;
+    let asked = host_request(request.uri().query().unwrap_or_default())?;
     let pod = pod_named(request.headers()).ok_or(Refusal::NoPodNamed)?;
-    told.pod = context.index.read().pod(&pod);
-    let asker = Asker::Node(&pod);
-    let (token, identity) = grant::token(context, asker, &query, told).await?;
+    record.pod = context.index.read().pod(&pod);
+    record.resource.push_str(&asked.resource);
+    let requester = Requester::Node(&pod);
+    let (token, identity) =
+        grant::token(context, requester, &asked, record.client_request_id()).await?;
     let all: Value = serde_json::from_slice(&token.body(Timestamp::now())).unwrap_or_default();
     // As in the original the primary one, where an application has several tenants.
     let token = all.get(0).unwrap_or(&all);
-    let body = json!({ "token": token, "clientid": identity.client_id.as_str() });
-    let mut answer = Response::new(Full::new(body.to_string().into()));
-    answer.headers_mut().insert(CONTENT_TYPE, JSON);
-    Ok(answer)
+    let body = serde_json::json!({ "token": token, "clientid": identity.client_id.as_str() });
+    Ok(json(body.to_string()))
 }
 
 fn pod_named(headers: &HeaderMap) -> Option<ObjectKey> {

@@ -1,19 +1,18 @@
 //! What the metadata service tells beside tokens, and may be told to any pod.
 
 use bytes::Bytes;
+use http::Request;
 use http::Uri;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{Request, Response};
-use http_body_util::Full;
+use http::header::{HeaderName, HeaderValue};
 use podid_policy::facts::IdentitySource;
-use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use serde_json::Value;
 
 use crate::context::Context;
-use crate::http::request::Answer;
-use crate::http::response::{JSON, Refusal};
+use crate::http::passthrough;
+use crate::http::response::{Answer, json};
 use crate::http::target::info_request;
-use crate::token::grant::{self, Asker};
+use crate::refusal::Refusal;
+use crate::token::grant::{self, Requester};
 
 /// The versions of the protocol that have identities, as far as they are known.
 const VERSIONS: [&str; 29] = [
@@ -52,20 +51,17 @@ const INFO: &str = "/metadata/identity/info?api-version=2018-02-01";
 /// Tenants are GUIDs or domain names.
 const MAX_TENANT: usize = 255;
 
-/// The tenant that the node's metadata service gives tokens of, once it has told.
-pub(crate) type NodeTenant = OnceCell<String>;
-
 /// Which tenant the identity is of that the caller is granted.
 pub(crate) async fn tenant(
     context: &Context,
-    asker: Asker<'_>,
+    requester: Requester<'_>,
     target: &Uri,
 ) -> Result<Answer, Refusal> {
-    let named = info_request(target.query().unwrap_or_default())?;
+    let selector = info_request(target.query().unwrap_or_default())?;
     // Whoever names an identity by its object id gets the answer for that of the token for Azure's own API.
     let resource = "https://management.azure.com/";
-    let wanted = grant::wanted(context, asker, &named, resource).await?;
-    let (_, identity) = grant::granted(context, asker, &wanted).await?;
+    let wanted = grant::resolve(context, requester, &selector, resource).await?;
+    let (_, identity) = grant::granted(context, requester, &wanted).await?;
     let tenant = match &identity.source {
         IdentitySource::ServicePrincipal { tenant, .. } => tenant.to_string(),
         IdentitySource::UserAssigned { .. } => context
@@ -74,18 +70,12 @@ pub(crate) async fn tenant(
             .await?
             .clone(),
     };
-    Ok(told(&json!({ "tenantId": tenant })))
+    Ok(json(serde_json::json!({ "tenantId": tenant }).to_string()))
 }
 
 /// Which versions of the protocol there are.
 pub(crate) fn versions() -> Answer {
-    told(&json!({ "apiVersions": VERSIONS }))
-}
-
-fn told(body: &Value) -> Answer {
-    let mut answer = Response::new(Full::new(body.to_string().into()));
-    answer.headers_mut().insert(CONTENT_TYPE, JSON);
-    answer
+    json(serde_json::json!({ "apiVersions": VERSIONS }).to_string())
 }
 
 async fn ask(context: &Context) -> Result<String, Refusal> {
@@ -95,7 +85,7 @@ async fn ask(context: &Context) -> Result<String, Refusal> {
         HeaderName::from_static("metadata"),
         HeaderValue::from_static("true"),
     );
-    let answer = context.upstream.forward(request).await?;
+    let answer = passthrough::forward(context, request).await?;
     let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
     let tenant = body["tenantId"].as_str().filter(|tenant| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';

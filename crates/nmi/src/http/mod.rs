@@ -7,6 +7,6 @@ pub(crate) mod log_limit;
 pub(crate) mod passthrough;
 pub(crate) mod rate_limit;
 pub(crate) mod request;
-pub mod response;
+pub(crate) mod response;
 pub(crate) mod server;
-pub mod target;
+pub(crate) mod target;

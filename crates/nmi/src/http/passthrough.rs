@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Request, Uri};
+use http::{HeaderName, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::context::Context;
-use crate::http::request::Answer;
-use crate::http::response::{self, Refusal};
-use crate::http::target::{QueryError, is_plain_query};
+use crate::http::response::{self, Answer};
+use crate::http::target::is_plain_query;
+use crate::refusal::{QueryError, Refusal};
+use crate::token::source::ForwardError;
 
 /// Larger bodies are refused.
 const MAX_BODY: usize = 64 * 1024;
@@ -69,7 +70,20 @@ pub(crate) async fn category(context: &Context, target: &Uri) -> Result<Answer, 
 }
 
 async fn send(context: &Context, request: Request<Bytes>) -> Result<Answer, Refusal> {
-    Ok(response::forwarded(
-        context.upstream.forward(request).await?,
-    ))
+    Ok(response::forwarded(forward(context, request).await?))
+}
+
+/// Asks the metadata service itself, within the limit for requests that are not podid's own.
+///
+/// # Errors
+/// [`Refusal::Crowded`] beyond the limit, [`Refusal::Upstream`] without an answer.
+pub(crate) async fn forward(
+    context: &Context,
+    request: Request<Bytes>,
+) -> Result<Response<Bytes>, Refusal> {
+    let answer = context.upstream.forward(request).await;
+    answer.map_err(|error| match error {
+        ForwardError::Throttled => Refusal::Crowded,
+        ForwardError::Azure(error) => Refusal::Upstream(error),
+    })
 }

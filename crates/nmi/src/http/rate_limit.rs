@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 /// Requests on connections beyond this are answered with 429.
 const SHARE: usize = 128;
-/// Connections beyond this are closed at once.
+/// RateLimiter beyond this are closed at once.
 const LIMIT: usize = 256;
 /// As many requests may come at once as in this time.
 const BURST: Duration = Duration::from_secs(2);
@@ -19,7 +19,7 @@ const SWEEP: usize = 64;
 
 /// Shares by address.
 #[derive(Debug)]
-pub struct Connections {
+pub struct RateLimiter {
     /// The time that one request uses up.
     pace: Duration,
     shares: Mutex<Shares>,
@@ -40,12 +40,12 @@ struct Share {
 
 /// One open connection.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Permit {
     pace: Duration,
     share: Arc<Share>,
 }
 
-impl Connections {
+impl RateLimiter {
     /// `requests` a second are allowed to each address, at least one.
     pub fn new(requests: u32) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl Connections {
     }
 
     /// Counts a new connection; `None` when the address has too many.
-    pub fn open(&self, address: IpAddr) -> Option<Connection> {
+    pub fn open(&self, address: IpAddr) -> Option<Permit> {
         let now = Instant::now();
         let mut shares = self.shares.lock();
         if shares.all.len() >= shares.sweep_at.max(SWEEP) {
@@ -74,7 +74,7 @@ impl Connections {
             return None;
         }
         share.open.fetch_add(1, Ordering::Relaxed);
-        Some(Connection {
+        Some(Permit {
             pace: self.pace,
             share,
         })
@@ -87,7 +87,7 @@ impl Share {
     }
 }
 
-impl Connection {
+impl Permit {
     /// Whether a request that comes `now` is within its pod's share.
     pub fn admit(&self, now: Instant) -> bool {
         if self.share.open.load(Ordering::Relaxed) > SHARE {
@@ -103,7 +103,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.share.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_pod_with_many_connections_does_not_count_against_its_neighbour() {
-        let all = Connections::new(1_000_000);
+        let all = RateLimiter::new(1_000_000);
         let mut held: Vec<_> = std::iter::from_fn(|| all.open(NOISY)).collect();
         assert_eq!(held.len(), LIMIT);
         let now = Instant::now();
@@ -130,10 +130,10 @@ mod tests {
 
     #[test]
     fn requests_are_allowed_at_once_and_then_at_a_rate() {
-        let all = Connections::new(100);
+        let all = RateLimiter::new(100);
         let noisy = all.open(NOISY).unwrap();
         let now = Instant::now();
-        let admitted = |connection: &Connection, now, tries: u32| {
+        let admitted = |connection: &Permit, now, tries: u32| {
             (0..tries).filter(|_| connection.admit(now)).count()
         };
         assert_eq!(admitted(&noisy, now, 1000), 200);
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn shares_that_nobody_uses_are_forgotten() {
-        let all = Connections::new(100);
+        let all = RateLimiter::new(100);
         let busy = all.open(NOISY).unwrap();
         for n in 0..10_000_u32 {
             drop(all.open(IpAddr::from(n.to_be_bytes())));

@@ -4,23 +4,23 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, Request, Response};
-use http_body_util::Full;
+use http::{Method, Request};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use podid_policy::facts::PodFacts;
 
+use crate::caller::connection::ConnectionContext;
 use crate::caller::index::Caller;
 use crate::context::Context;
 use crate::http::info;
 use crate::http::passthrough;
-use crate::http::response::{self, Refusal};
-use crate::http::server::Visit;
+use crate::http::rate_limit::Permit;
+use crate::http::response::{self, Answer};
 use crate::http::target::{Endpoint, MAX_TARGET, endpoint, token_request};
 use crate::lifecycle::health;
-use crate::token::grant::{self, Asker};
+use crate::refusal::Refusal;
+use crate::token::grant::{self, Requester};
 
 const METADATA: HeaderName = HeaderName::from_static("metadata");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -29,11 +29,9 @@ pub(crate) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-c
 /// Longer ones are not logged.
 const MAX_REQUEST_ID: usize = 128;
 
-pub(crate) type Answer = Response<Full<Bytes>>;
-
-/// What the log and the metrics are told about a request.
+/// What the logs and the metrics say about a request, as far as it is known when the request is answered.
 #[derive(Default)]
-pub(crate) struct Told {
+pub(crate) struct RequestRecord {
     pub(crate) endpoint: &'static str,
     pub(crate) pod: Option<Arc<PodFacts>>,
     pub(crate) resource: String,
@@ -41,7 +39,7 @@ pub(crate) struct Told {
     pub(crate) client_request_id: Option<HeaderValue>,
 }
 
-impl Told {
+impl RequestRecord {
     pub(crate) fn client_request_id(&self) -> &str {
         let text = self.client_request_id.as_ref().map(HeaderValue::to_str);
         match text {
@@ -55,49 +53,50 @@ impl Told {
 pub(crate) async fn respond(
     context: &Context,
     request: Request<Incoming>,
-    visit: &Visit,
+    connection: &ConnectionContext,
+    permit: &Permit,
 ) -> Answer {
-    if visit.peer.is_loopback() && request.uri().path() == health::DOOR {
+    if connection.peer.is_loopback() && request.uri().path() == health::DOOR {
         // Asked by this very process, to see that it is answered; nobody wants to read of that every few seconds.
-        return Refusal::NotFound.answer(&response::correlation_id());
+        return response::refused(&Refusal::NotFound, &response::correlation_id());
     }
     let started = Instant::now();
-    let mut told = Told {
+    let mut record = RequestRecord {
         endpoint: "other",
         client_request_id: request.headers().get(CLIENT_REQUEST_ID).cloned(),
-        ..Told::default()
+        ..RequestRecord::default()
     };
-    let outcome = match visit.place.admit(started) {
-        true => route(context, request, visit, &mut told).await,
+    let outcome = match permit.admit(started) {
+        true => route(context, request, connection, &mut record).await,
         false => Err(Refusal::Busy),
     };
-    finish(context, outcome, &told, &visit.peer, started)
+    finish(context, outcome, &record, &connection.peer, started)
 }
 
 /// Makes an answer of an outcome, logs and counts it.
 pub(crate) fn finish(
     context: &Context,
     outcome: Result<Answer, Refusal>,
-    told: &Told,
+    record: &RequestRecord,
     peer: &dyn Display,
     started: Instant,
 ) -> Answer {
     let answer = outcome.unwrap_or_else(|refusal| {
         context.metrics.refused(refusal.name());
         let id = response::correlation_id();
-        tell(context, &refusal, peer, told, &id);
-        refusal.answer(&id)
+        log(context, &refusal, peer, record, &id);
+        response::refused(&refusal, &id)
     });
-    let namespace = told.pod.as_ref().map_or("", |pod| &pod.key.namespace);
+    let namespace = record.pod.as_ref().map_or("", |pod| &pod.key.namespace);
     let status = answer.status().as_u16();
     let took = started.elapsed();
     context
         .metrics
-        .answered(told.endpoint, status, namespace, &told.resource, took);
+        .answered(record.endpoint, status, namespace, &record.resource, took);
     answer
 }
 
-fn tell(context: &Context, refusal: &Refusal, peer: &dyn Display, told: &Told, id: &str) {
+fn log(context: &Context, refusal: &Refusal, peer: &dyn Display, record: &RequestRecord, id: &str) {
     let Some(left_out) = context.quiet.admit() else {
         return;
     };
@@ -107,11 +106,11 @@ fn tell(context: &Context, refusal: &Refusal, peer: &dyn Display, told: &Told, i
             "more refusals than are logged; metrics count them all"
         );
     }
-    let pod = told.pod.as_ref();
+    let pod = record.pod.as_ref();
     let (name, namespace) = pod.map_or(("", ""), |pod| (&pod.key.name, &pod.key.namespace));
     tracing::info!(
-        pod = name, namespace, %peer, status = refusal.status().as_u16(), reason = refusal.name(), detail = %refusal,
-        correlation_id = id, client_request_id = told.client_request_id(),
+        pod = name, namespace, %peer, status = refusal.shape().status.as_u16(), reason = refusal.name(), detail = %refusal,
+        correlation_id = id, client_request_id = record.client_request_id(),
         "refused"
     );
 }
@@ -119,19 +118,19 @@ fn tell(context: &Context, refusal: &Refusal, peer: &dyn Display, told: &Told, i
 async fn route(
     context: &Context,
     request: Request<Incoming>,
-    visit: &Visit,
-    told: &mut Told,
+    connection: &ConnectionContext,
+    record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
-    let caller = context.caller(visit.peer);
+    let caller = context.caller(connection.peer);
     if let Some(Caller::Pod(pod)) = &caller {
-        if !visit.is_of(pod) {
-            return Err(Refusal::ChangedHands(visit.peer));
+        if !connection.is_of(pod) {
+            return Err(Refusal::ChangedHands(connection.peer));
         }
-        told.pod = Some(Arc::clone(pod));
+        record.pod = Some(Arc::clone(pod));
         let exemption = context.index.read().exemption(pod);
         if let Some(exception) = exemption {
-            told.endpoint = "exempted";
-            visit.attest(context, pod).await?;
+            record.endpoint = "exempted";
+            connection.attest(pod).await?;
             tracing::debug!(pod = %pod.key, %exception, "passed on unchanged");
             return passthrough::unchanged(context, request).await;
         }
@@ -147,12 +146,12 @@ async fn route(
         Endpoint::Identity | Endpoint::Unknown => Err(Refusal::NotFound),
         Endpoint::Host => Err(Refusal::NotTheNode),
         Endpoint::Info => {
-            told.endpoint = "info";
+            record.endpoint = "info";
             admissible(context, &request)?;
-            info::tenant(context, Asker::Pod(visit), request.uri()).await
+            info::tenant(context, Requester::Pod(connection), request.uri()).await
         }
         Endpoint::Category(category) => {
-            told.endpoint = "metadata";
+            record.endpoint = "metadata";
             if caller.is_none() {
                 // It may be an exempted pod, whose answer is not podid's to give.
                 return Err(Refusal::Starting);
@@ -172,10 +171,17 @@ async fn route(
             passthrough::category(context, request.uri()).await
         }
         Endpoint::Token => {
-            told.endpoint = "token";
+            record.endpoint = "token";
             admissible(context, &request)?;
-            let query = token_request(request.uri().query().unwrap_or_default())?;
-            let (token, _) = grant::token(context, Asker::Pod(visit), &query, told).await?;
+            let asked = token_request(request.uri().query().unwrap_or_default())?;
+            record.resource.push_str(&asked.resource);
+            let (token, _) = grant::token(
+                context,
+                Requester::Pod(connection),
+                &asked,
+                record.client_request_id(),
+            )
+            .await?;
             Ok(response::token(&token, Timestamp::now()))
         }
     }

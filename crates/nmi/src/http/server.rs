@@ -2,25 +2,24 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::CONNECTION;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use podid_policy::facts::PodFacts;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use crate::caller::attest::Evidence;
+use crate::caller::connection::ConnectionContext;
 use crate::context::Context;
 use crate::http::error_body::{Due, Wire};
-use crate::http::rate_limit::Connection;
+use crate::http::rate_limit::Permit;
 use crate::http::request;
-use crate::http::response::Refusal;
+use crate::http::response::closing_bytes;
 use crate::lifecycle::drain::Closing;
+use crate::refusal::Refusal;
 
 /// A connection without a request is closed after this.
 const IDLE: Duration = Duration::from_secs(75);
@@ -50,13 +49,13 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 let address = peer.ip().to_canonical();
-                match context.connections.open(address) {
-                    Some(place) => {
+                match context.rate_limiter.open(address) {
+                    Some(permit) => {
                         // Answers are small and whole; waiting for more only delays them.
                         let _ = stream.set_nodelay(true);
                         let talk = converse(
                             stream,
-                            place,
+                            permit,
                             address,
                             Arc::clone(&context),
                             closing.clone(),
@@ -65,7 +64,7 @@ pub(crate) async fn serve(
                     }
                     None => {
                         // As far as that goes without waiting.
-                        let _ = stream.try_write(&Refusal::Busy.last_words());
+                        let _ = stream.try_write(&closing_bytes(&Refusal::Busy));
                         context.metrics.dropped();
                     }
                 }
@@ -85,24 +84,19 @@ pub(crate) async fn serve(
 /// Serves one connection to its end.
 pub(crate) async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    place: Connection,
+    permit: Permit,
     peer: IpAddr,
     context: Arc<Context>,
     closing: Closing,
 ) {
     context.metrics.connections().inc();
-    let visit = Visit {
-        peer,
-        place,
-        uid: OnceLock::new(),
-        attested: AtomicBool::new(false),
-    };
+    let caller = ConnectionContext::new(peer, context.config.attestor.clone());
     let due = Due::default();
     let parting = &context.parting.0;
     // The node's own programs and the kubelet's probe may come later still.
     let is_late = parting.enforced.is_cancelled();
     let service = service_fn(|request| {
-        let answer = request::respond(&context, request, &visit);
+        let answer = request::respond(&context, request, &caller, &permit);
         let (due, closing) = (&due, &closing);
         async move {
             let mut answer = answer.await;
@@ -139,42 +133,6 @@ pub(crate) async fn converse(
         }
     }
     context.metrics.connections().dec();
-}
-
-/// One connection: whoever opened it is the only one it serves, though its address pass to another pod.
-pub(crate) struct Visit {
-    pub(crate) peer: IpAddr,
-    pub(crate) place: Connection,
-    uid: OnceLock<Arc<str>>,
-    /// Whether the pod is who it is for as long as the connection lasts.
-    attested: AtomicBool,
-}
-
-impl Visit {
-    pub(crate) fn is_of(&self, pod: &PodFacts) -> bool {
-        *self.uid.get_or_init(|| Arc::clone(&pod.uid)) == pod.uid
-    }
-
-    /// Lets nobody through whom the node's kernel takes for somebody else than `pod`.
-    pub(crate) async fn attest(&self, context: &Context, pod: &PodFacts) -> Result<(), Refusal> {
-        let Some(attestor) = &context.config.attestor else {
-            return Ok(());
-        };
-        if self.attested.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        match attestor.look(pod, self.peer).await {
-            Evidence::Genuine { fleeting } => {
-                self.attested.store(!fleeting, Ordering::Relaxed);
-                Ok(())
-            }
-            Evidence::None => Ok(()),
-            Evidence::Other => Err(Refusal::NotAttested {
-                pod: pod.key.clone(),
-                address: self.peer,
-            }),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,19 +8,20 @@ use std::borrow::Cow;
 use podid_policy::ids::{ClientId, ResourceId};
 use podid_policy::verdict::RequestedIdentity;
 
+use crate::refusal::QueryError;
+use crate::token::request::{IdentitySelector, MAX_RESOURCE, TokenRequest};
+
 /// Longer targets are refused.
-pub const MAX_TARGET: usize = 8 * 1024;
-/// Longer resources are refused.
-const MAX_RESOURCE: usize = 1024;
+pub(crate) const MAX_TARGET: usize = 8 * 1024;
 /// Since this version of the protocol there are identities.
 const FIRST_API_VERSION: &str = "2018-02-01";
 
 /// The newest versions of the protocol that are known, which a client with another one is told.
-pub const NEWEST_VERSIONS: [&str; 3] = ["2025-04-07", "2024-07-17", "2024-03-15"];
+pub(crate) const NEWEST_VERSIONS: [&str; 3] = ["2025-04-07", "2024-07-17", "2024-03-15"];
 
 /// Which endpoint a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint<'a> {
+pub(crate) enum Endpoint<'a> {
     /// The token endpoint.
     Token,
     /// Which tenant the caller's identity is of.
@@ -36,7 +37,7 @@ pub enum Endpoint<'a> {
 }
 
 /// Reads a path.
-pub fn endpoint(path: &str) -> Endpoint<'_> {
+pub(crate) fn endpoint(path: &str) -> Endpoint<'_> {
     match exact(path) {
         Some("identity/oauth2/token") => return Endpoint::Token,
         Some("identity/info") => return Endpoint::Info,
@@ -72,7 +73,7 @@ fn exact(path: &str) -> Option<&str> {
 }
 
 /// Whether the node asks for a pod's token.
-pub fn is_host(path: &str) -> bool {
+pub(crate) fn is_host(path: &str) -> bool {
     path.strip_suffix('/').unwrap_or(path) == "/host/token"
 }
 
@@ -97,7 +98,7 @@ fn category(path: &str) -> Option<&str> {
 }
 
 /// Whether the query of a request for a category holds nothing that anybody could read as a path.
-pub fn is_plain_query(query: &str) -> bool {
+pub(crate) fn is_plain_query(query: &str) -> bool {
     query
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b"-_.~=&,:+".contains(&b))
@@ -152,52 +153,6 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A request for a token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenRequest<'a> {
-    /// What the token is for, to the byte as the client means it.
-    pub resource: Cow<'a, str>,
-    /// Which identity.
-    pub named: Named,
-    /// Whether a cached token will not do.
-    pub bypass_cache: bool,
-}
-
-/// How a request names an identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// What the rules can tell; with an object id, that it was traced to nothing so far.
-    pub wanted: RequestedIdentity,
-    /// The object id, a GUID like any.
-    pub object_id: Option<ClientId>,
-}
-
-/// Why a query is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum QueryError {
-    /// `api-version` is absent or not one that has identities.
-    #[error("Bad request. api-version is invalid or was not specified in the request")]
-    ApiVersion,
-    /// `resource` is absent.
-    #[error("Required query variable 'resource' is missing")]
-    NoResource,
-    /// `resource` is too long or not text.
-    #[error("query variable 'resource' is longer than {MAX_RESOURCE} bytes or not UTF-8")]
-    Resource,
-    /// The same variable twice.
-    #[error("query variable '{0}' is given twice")]
-    Twice(&'static str),
-    /// Two ways of naming the identity at once.
-    #[error("client_id, object_id and msi_res_id exclude one another")]
-    TwoSelectors,
-    /// The identity is named by something that is not an id.
-    #[error("query variable '{0}' is malformed")]
-    Selector(&'static str),
-    /// The query of a request for a category could be read in several ways.
-    #[error("the query has characters other than letters, digits and -_.~=&,:+")]
-    Odd,
-}
-
 /// The variables that mean something here; a client's other ones are ignored.
 #[derive(Default)]
 struct Variables<'a> {
@@ -213,7 +168,7 @@ struct Variables<'a> {
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
-pub fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
+pub(crate) fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
     let variables = variables(query)?;
     if !is_api_version(variables.api_version.as_deref().unwrap_or_default()) {
         return Err(QueryError::ApiVersion);
@@ -225,12 +180,12 @@ pub fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
-pub fn host_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
+pub(crate) fn host_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
     token_of(variables(query)?)
 }
 
 fn token_of(variables: Variables<'_>) -> Result<TokenRequest<'_>, QueryError> {
-    let named = named(&variables)?;
+    let selector = selector(&variables)?;
     let resource = variables
         .resource
         .filter(|resource| !resource.is_empty())
@@ -241,7 +196,7 @@ fn token_of(variables: Variables<'_>) -> Result<TokenRequest<'_>, QueryError> {
     }
     Ok(TokenRequest {
         resource,
-        named,
+        selector,
         bypass_cache: variables.bypass_cache.is_some_and(|value| value == "true"),
     })
 }
@@ -250,15 +205,15 @@ fn token_of(variables: Variables<'_>) -> Result<TokenRequest<'_>, QueryError> {
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
-pub fn info_request(query: &str) -> Result<Named, QueryError> {
+pub(crate) fn info_request(query: &str) -> Result<IdentitySelector, QueryError> {
     let variables = variables(query)?;
     if !is_api_version(variables.api_version.as_deref().unwrap_or_default()) {
         return Err(QueryError::ApiVersion);
     }
-    named(&variables)
+    selector(&variables)
 }
 
-fn named<'a>(variables: &'a Variables<'_>) -> Result<Named, QueryError> {
+fn selector<'a>(variables: &'a Variables<'_>) -> Result<IdentitySelector, QueryError> {
     // Some clients name nothing by an empty value.
     let given = |value: &'a Option<Cow<'_, str>>| value.as_deref().filter(|id| !id.is_empty());
     let client = given(&variables.client_id);
@@ -278,7 +233,7 @@ fn named<'a>(variables: &'a Variables<'_>) -> Result<Named, QueryError> {
         ),
         _ => return Err(QueryError::TwoSelectors),
     };
-    Ok(Named { wanted, object_id })
+    Ok(IdentitySelector { wanted, object_id })
 }
 
 fn variables(query: &str) -> Result<Variables<'_>, QueryError> {

@@ -1,36 +1,51 @@
-//! Who asks, what it is granted, and the token of it.
+//! Grant: which identity the requester gets, and that identity's token.
+//!
+//! `http/request.rs` calls it for a pod, `http/host_token.rs` for the node's own programs. It guards every token: pod and grant are
+//! decided anew after each wait, so that nobody gets a token by a grant that is gone.
+//!
+//! ```text
+//!  requester ──► pod ──► decide ──► Ready ──► attest ──► cache ──hit──────────────────────────► token
+//!                          │ ▲                             └──fetched──► decide, attest again ─► token
+//!                          │ └─index changed─┐                                  └─ not the same ─► GrantChanged
+//!                          ├──► Pending ─────┘  (attested; up to `assignment_wait`, then NotAssigned)
+//!                          └──► Denied
+//! ```
 
 use std::sync::Arc;
 
 use podid_policy::facts::{IdentityFacts, ObjectKey, PodFacts};
 use podid_policy::verdict::RequestedIdentity;
 
+use crate::caller::connection::ConnectionContext;
 use crate::caller::index::{Caller, Decision};
 use crate::context::Context;
-use crate::http::request::Told;
-use crate::http::response::Refusal;
-use crate::http::server::Visit;
-use crate::http::target::{Named, TokenRequest};
+use crate::refusal::Refusal;
 use crate::token::cache::{CachedToken, Served};
 use crate::token::object_id;
+use crate::token::request::{IdentitySelector, TokenRequest};
 
-/// Who asks.
+/// Who asks for a token.
 #[derive(Clone, Copy)]
-pub(crate) enum Asker<'a> {
-    /// A pod, known by its address.
-    Pod(&'a Visit),
-    /// The node, in the name of a pod.
+pub(crate) enum Requester<'a> {
+    /// A pod, known by the address of its connection.
+    Pod(&'a ConnectionContext),
+    /// A program of the node, which names the pod.
     Node(&'a ObjectKey),
 }
 
-impl Asker<'_> {
-    pub(crate) async fn attest(self, context: &Context, pod: &PodFacts) -> Result<(), Refusal> {
+impl Requester<'_> {
+    /// Attests that a pod is the caller; the node needs no evidence, because its socket admits only the node.
+    ///
+    /// # Errors
+    /// [`Refusal::NotAttested`].
+    pub(crate) async fn attest(self, pod: &PodFacts) -> Result<(), Refusal> {
         match self {
-            Self::Pod(visit) => visit.attest(context, pod).await,
+            Self::Pod(connection) => connection.attest(pod).await,
             Self::Node(_) => Ok(()),
         }
     }
 
+    /// The field `door` of the audit log: the listener that the request came to.
     fn door(self) -> &'static str {
         match self {
             Self::Pod(_) => "imds",
@@ -39,88 +54,98 @@ impl Asker<'_> {
     }
 }
 
-/// A token of whatever the asker is granted, with whose it is.
+/// A token of the identity that the requester is granted, and that identity. Each one is written to the audit log, with
+/// `client_request_id`, the client's own name of its request.
+///
+/// # Errors
+/// Why there is none.
 pub(crate) async fn token(
     context: &Context,
-    asker: Asker<'_>,
-    query: &TokenRequest<'_>,
-    told: &mut Told,
+    requester: Requester<'_>,
+    request: &TokenRequest<'_>,
+    client_request_id: &str,
 ) -> Result<(Arc<CachedToken>, Arc<IdentityFacts>), Refusal> {
-    told.resource.push_str(&query.resource);
-    let wanted = wanted(context, asker, &query.named, &query.resource).await?;
-    let (pod, identity) = granted(context, asker, &wanted).await?;
+    let wanted = resolve(context, requester, &request.selector, &request.resource).await?;
+    let (pod, identity) = granted(context, requester, &wanted).await?;
     let (token, served) = context
         .cache
-        .get(&identity, &query.resource, query.bypass_cache)
+        .get(&identity, &request.resource, request.bypass_cache)
         .await?;
-    // While the token was fetched the grant may have gone, or gone to another identity.
+    // The grant may have gone, or gone to another identity, while the token was fetched.
     if served == Served::Fetched {
-        match look(context, asker, &wanted)? {
-            Grant::Now(_, now) if now == identity => {}
+        match decide(context, requester, &wanted)? {
+            Grant::Ready(_, now) if now == identity => {}
             _ => return Err(Refusal::GrantChanged(pod.key.clone())),
         }
-        asker.attest(context, &pod).await?;
+        requester.attest(&pod).await?;
     }
     let how = match served {
         Served::Hit => "hit",
         Served::Fetched => "fetched",
     };
     if served == Served::Fetched {
-        context.asked.note(&identity.key, &query.resource);
+        context.asked.note(&identity.key, &request.resource);
     }
     context.metrics.token(how);
     tracing::info!(
         target: "podid::audit", pod = %pod.key.name, namespace = %pod.key.namespace,
-        service_account = %pod.service_account, identity = %identity.key, resource = %query.resource,
-        door = asker.door(), cache = how, expires_on = token.expires_on().as_second(),
-        client_request_id = told.client_request_id(), "token issued"
+        service_account = %pod.service_account, identity = %identity.key, resource = %request.resource,
+        door = requester.door(), cache = how, expires_on = token.expires_on().as_second(),
+        client_request_id, "token issued"
     );
     Ok((token, identity))
 }
 
-/// What the rules are asked for. First, whoever nobody knows yet is asked about.
-pub(crate) async fn wanted(
+/// The identity that the rules are asked for: an object id becomes the AzureIdentity that has it. A caller whose address the index
+/// does not have is looked up at the API server first.
+///
+/// # Errors
+/// Why an object id cannot be resolved.
+pub(crate) async fn resolve(
     context: &Context,
-    asker: Asker<'_>,
-    named: &Named,
+    requester: Requester<'_>,
+    selector: &IdentitySelector,
     resource: &str,
 ) -> Result<RequestedIdentity, Refusal> {
-    if let Asker::Pod(visit) = asker
-        && let Some(Caller::Unknown | Caller::NotYet) = context.caller(visit.peer)
+    if let Requester::Pod(connection) = requester
+        && let Some(Caller::Unknown | Caller::NotYet) = context.caller(connection.peer)
     {
-        context.lookup.ask(visit.peer).await;
+        context.lookup.ask(connection.peer).await;
     }
-    match &named.object_id {
+    match &selector.object_id {
         Some(id) => Ok(RequestedIdentity::Object(
-            object_id::object(context, asker, id, resource).await?,
+            object_id::resolve(context, requester, id, resource).await?,
         )),
-        None => Ok(named.wanted.clone()),
+        None => Ok(selector.wanted.clone()),
     }
 }
 
-/// The caller and the identity it is granted; waits a little for one that is on its way to the pod's host.
+/// The caller and the identity that it is granted. Waits up to `assignment_wait` for an identity that is not on the pod's host yet.
+///
+/// # Errors
+/// Why it is granted none.
 pub(crate) async fn granted(
     context: &Context,
-    asker: Asker<'_>,
+    requester: Requester<'_>,
     wanted: &RequestedIdentity,
 ) -> Result<(Arc<PodFacts>, Arc<IdentityFacts>), Refusal> {
-    match look(context, asker, wanted)? {
-        Grant::Now(pod, identity) => {
-            asker.attest(context, &pod).await?;
+    match decide(context, requester, wanted)? {
+        Grant::Ready(pod, identity) => {
+            requester.attest(&pod).await?;
             return Ok((pod, identity));
         }
-        Grant::Soon(pod, _) => asker.attest(context, &pod).await?,
+        Grant::Pending(pod, _) => requester.attest(&pod).await?,
     }
-    // Subscribed before looking again, so that no change between the two is missed.
+    // Subscribed before the next decision, so that no change between the two is missed.
     let mut changes = context.changes.subscribe();
     let until = tokio::time::Instant::now() + context.config.assignment_wait;
     loop {
-        let (pod, identity) = match look(context, asker, wanted)? {
-            Grant::Now(pod, identity) => {
-                asker.attest(context, &pod).await?;
+        let (pod, identity) = match decide(context, requester, wanted)? {
+            Grant::Ready(pod, identity) => {
+                requester.attest(&pod).await?;
                 return Ok((pod, identity));
             }
-            Grant::Soon(pod, identity) => (pod, identity),
+            Grant::Pending(pod, identity) => (pod, identity),
         };
         let changed = tokio::time::timeout_at(until, changes.changed()).await;
         if !matches!(changed, Ok(Ok(()))) {
@@ -133,45 +158,57 @@ pub(crate) async fn granted(
 }
 
 enum Grant {
-    Now(Arc<PodFacts>, Arc<IdentityFacts>),
-    Soon(Arc<PodFacts>, Arc<IdentityFacts>),
+    /// The identity is on the pod's host.
+    Ready(Arc<PodFacts>, Arc<IdentityFacts>),
+    /// The identity is granted and not on the pod's host yet.
+    Pending(Arc<PodFacts>, Arc<IdentityFacts>),
 }
 
-/// What the asker is granted as things are now: neither the pod nor the grant is remembered from before a wait.
-fn look(context: &Context, asker: Asker<'_>, wanted: &RequestedIdentity) -> Result<Grant, Refusal> {
-    let pod = pod(context, asker)?;
+/// What the requester is granted by the index as it is now.
+fn decide(
+    context: &Context,
+    requester: Requester<'_>,
+    wanted: &RequestedIdentity,
+) -> Result<Grant, Refusal> {
+    let pod = pod(context, requester)?;
     match context.index.read().decide(&pod, wanted) {
-        Decision::Grant(identity) => Ok(Grant::Now(pod, identity)),
-        Decision::NotYet(identity) => Ok(Grant::Soon(pod, identity)),
+        Decision::Grant(identity) => Ok(Grant::Ready(pod, identity)),
+        Decision::NotYet(identity) => Ok(Grant::Pending(pod, identity)),
         Decision::Refused(reason) => Err(Refusal::Denied(reason)),
-        Decision::Exempt(exception) if matches!(asker, Asker::Node(_)) => Err(Refusal::Exempted {
-            pod: pod.key.clone(),
-            exception,
-        }),
-        // It was not exempted a moment ago; the client asks again.
+        Decision::Exempt(exception) if matches!(requester, Requester::Node(_)) => {
+            Err(Refusal::Exempted {
+                pod: pod.key.clone(),
+                exception,
+            })
+        }
+        // The exemption is newer than the request; the client asks again.
         Decision::Exempt(_) => Err(Refusal::GrantChanged(pod.key.clone())),
     }
 }
 
-/// The pod that asks, or is asked for.
-pub(crate) fn pod(context: &Context, asker: Asker<'_>) -> Result<Arc<PodFacts>, Refusal> {
-    let visit = match asker {
-        Asker::Pod(visit) => visit,
-        Asker::Node(key) => {
-            let known = context.is_synced();
+/// The pod that asks, or that the node names.
+///
+/// # Errors
+/// The pod is not known, or the address is not one pod's.
+pub(crate) fn pod(context: &Context, requester: Requester<'_>) -> Result<Arc<PodFacts>, Refusal> {
+    let connection = match requester {
+        Requester::Pod(connection) => connection,
+        Requester::Node(key) => {
+            let is_synced = context.is_synced();
             let found = context.index.read().pod(key);
             return match found.filter(|pod| pod.is_live()) {
                 Some(pod) => Ok(pod),
-                None if known => Err(Refusal::UnknownPod(key.clone())),
+                None if is_synced => Err(Refusal::UnknownPod(key.clone())),
                 None => Err(Refusal::Starting),
             };
         }
     };
-    match context.caller(visit.peer).ok_or(Refusal::Starting)? {
-        Caller::Pod(pod) if visit.is_of(&pod) => Ok(pod),
-        Caller::Pod(_) => Err(Refusal::ChangedHands(visit.peer)),
-        Caller::Ambiguous => Err(Refusal::AmbiguousCaller(visit.peer)),
-        Caller::NotYet => Err(Refusal::UnknownYet(visit.peer)),
-        Caller::Unknown => Err(Refusal::UnknownCaller(visit.peer)),
+    let peer = connection.peer;
+    match context.caller(peer).ok_or(Refusal::Starting)? {
+        Caller::Pod(pod) if connection.is_of(&pod) => Ok(pod),
+        Caller::Pod(_) => Err(Refusal::ChangedHands(peer)),
+        Caller::Ambiguous => Err(Refusal::AmbiguousCaller(peer)),
+        Caller::NotYet => Err(Refusal::UnknownYet(peer)),
+        Caller::Unknown => Err(Refusal::UnknownCaller(peer)),
     }
 }

@@ -1,4 +1,7 @@
-//! From an object id to the AzureIdentity that has it. No object states it; the identity's tokens do.
+//! Object id: finds the AzureIdentity that has the `object_id` of a request. No Kubernetes object states it, but the claim `oid` of
+//! the identity's tokens does.
+//!
+//! `grant.rs` calls it. It guards Azure against being asked for a token of every identity each time: what tokens said is remembered.
 
 use std::collections::HashMap;
 
@@ -13,30 +16,30 @@ use serde_json::Value;
 
 use crate::caller::index::Decision;
 use crate::context::Context;
-use crate::http::response::Refusal;
+use crate::refusal::Refusal;
 use crate::token::cache::CachedToken;
-use crate::token::grant::{Asker, pod};
+use crate::token::grant::{Requester, pod};
 
-/// A pod with more identities cannot name all of them by object id.
+/// Identities that one request may fetch tokens of; of a pod that is granted more, some cannot be named by object id.
 const MAX_TRIED: usize = 16;
-/// Identities whose object id is remembered; beyond this all are forgotten.
+/// Identities whose object id is remembered; when one more comes, all are forgotten, which bounds the memory.
 const MAX_KNOWN: usize = 1024;
 
-/// The object ids that were seen in tokens, by AzureIdentity. It counts as long as the identity's client id stays the same.
+/// The client id and the object id of each AzureIdentity, as its tokens said them. An entry is valid while the client id stays the same.
 #[derive(Debug, Default)]
 pub(crate) struct ObjectIds(Mutex<HashMap<ObjectKey, (ClientId, ClientId)>>);
 
-/// The AzureIdentity with this object id among those that the asker is granted.
+/// The AzureIdentity with this object id, among those that the requester is granted.
 ///
 /// # Errors
-/// An identity's token cannot be had, and it may be the one.
-pub(crate) async fn object(
+/// No token came of an identity that may be the one.
+pub(crate) async fn resolve(
     context: &Context,
-    asker: Asker<'_>,
+    requester: Requester<'_>,
     id: &ClientId,
     resource: &str,
 ) -> Result<Option<ObjectKey>, Refusal> {
-    let pod = pod(context, asker)?;
+    let pod = pod(context, requester)?;
     let candidates = {
         let index = context.index.read();
         let mut keys: Vec<_> = index.granted_identities().into_keys().collect();
@@ -58,7 +61,7 @@ pub(crate) async fn object(
         let found = match known {
             Some((_, object)) => Some(object),
             None if is_ready => {
-                asker.attest(context, &pod).await?;
+                requester.attest(&pod).await?;
                 match context.cache.get(&identity, resource, false).await {
                     Ok((token, _)) => object_id(&token),
                     Err(error) => {
@@ -97,10 +100,10 @@ impl ObjectIds {
     }
 }
 
-/// The claim `oid` of a token, which podid's own issuer wrote.
+/// The claim `oid` of a token. Its signature needs no check, because the token came from Azure over podid's own connection.
 fn object_id(token: &CachedToken) -> Option<ClientId> {
     let body: Value = serde_json::from_slice(&token.body(Timestamp::now())).ok()?;
-    // The first is the primary tenant's, where there are several.
+    // Of several tenants' tokens the first is the primary tenant's.
     let first = body.get(0).unwrap_or(&body);
     let claims = first["access_token"].as_str()?.split('.').nth(1)?;
     let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;

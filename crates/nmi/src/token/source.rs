@@ -15,7 +15,6 @@ use podid_cluster::secrets::SecretError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-use crate::http::response::Refusal;
 use crate::token::imds_limiter::Pace;
 use crate::token::service_principal::Principals;
 
@@ -78,6 +77,17 @@ impl SourceError {
             Self::Unusable(_) => false,
         }
     }
+}
+
+/// Why the metadata service's answer to a forwarded request cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForwardError {
+    /// podid's own limit of forwarded requests.
+    #[error("more requests are forwarded than the metadata service answers beside tokens")]
+    Throttled,
+    /// The metadata service did not answer.
+    #[error("{0}")]
+    Azure(#[from] Error),
 }
 
 /// Gives tokens of identities.
@@ -154,18 +164,18 @@ impl Upstream {
     /// Passes a request on to the metadata service. Tokens take precedence: more than a few a second are refused.
     ///
     /// # Errors
-    /// [`Refusal::Crowded`], or that there was no answer.
+    /// [`ForwardError`].
     pub(crate) async fn forward(
         &self,
         request: http::Request<Bytes>,
-    ) -> Result<http::Response<Bytes>, Refusal> {
+    ) -> Result<http::Response<Bytes>, ForwardError> {
         if !self.lanes.passed_pace.wait_at_most(IMDS_PASSED_WAIT).await {
-            return Err(Refusal::Crowded);
+            return Err(ForwardError::Throttled);
         }
         let _passed = self.lanes.passed.acquire().await.ok();
         let _turn = self.lanes.all.acquire().await.ok();
         self.lanes.pace.wait().await;
-        self.imds.forward(request).await.map_err(Refusal::Upstream)
+        Ok(self.imds.forward(request).await?)
     }
 
     /// The Secret of `identity`, if it is a service principal and its Secret may be read.

@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
-use podid_nmi::config::POD_REQUESTS;
-use podid_nmi::{Config, Nmi, NmiError};
+use podid_nmi::{Config, Nmi, NmiError, POD_REQUESTS};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

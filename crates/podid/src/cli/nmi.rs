@@ -13,9 +13,7 @@ use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_intercept::handover::{self, Inheritance};
 use podid_intercept::{Backend, HostNetwork, Keeper, Rules};
-use podid_nmi::caller::attest::Attestor;
-use podid_nmi::config::POD_REQUESTS;
-use podid_nmi::{Config, StartupTaint, Upstream};
+use podid_nmi::{Attestor, Config, POD_REQUESTS, StartupTaint, Upstream};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
 

@@ -111,7 +111,7 @@ fn what_people_are_told_is_explained() {
     for (file, page) in [
         ("crates/mic/src/host/cloud.rs", "controller.md"),
         ("crates/policy/src/reason.rs", "troubleshooting.md"),
-        ("crates/nmi/src/http/response.rs", "troubleshooting.md"),
+        ("crates/nmi/src/refusal.rs", "troubleshooting.md"),
     ] {
         let text = std::fs::read_to_string(folder().join(page)).unwrap();
         let silent: Vec<String> = names_in(file)

@@ -1,5 +1,5 @@
 use super::*;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -10,7 +10,7 @@ use podid_api::assigned::{AssignedFacts, AssignmentState};
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_policy::facts::{
-    BindingFacts, ExceptionFacts, IdentityFacts, IdentitySource, ObjectKey, PodPhase,
+    BindingFacts, ExceptionFacts, IdentityFacts, IdentitySource, ObjectKey, PodFacts, PodPhase,
 };
 use podid_policy::ids::{ClientId, ResourceId};
 use podid_policy::matching::Scope;

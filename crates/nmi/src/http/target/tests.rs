@@ -59,7 +59,7 @@ const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
 const ARM: &str = "/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/n";
 
 fn wanted(query: &str) -> Result<RequestedIdentity, QueryError> {
-    token_request(&format!("api-version=2018-02-01&resource=r&{query}")).map(|r| r.named.wanted)
+    token_request(&format!("api-version=2018-02-01&resource=r&{query}")).map(|r| r.selector.wanted)
 }
 
 #[test]

@@ -1,0 +1,72 @@
+//! Connection context: what stays true of a caller for as long as its connection is open.
+//!
+//! `http/server.rs` makes one per accepted connection. It guards against an address that passes to another pod: the first pod that
+//! a request resolves to is pinned, and requests of any other are refused.
+//!
+//! ```text
+//!  accepted ──first request──► pinned to a pod's uid ──attested──► attested   (not looked at again)
+//!                                   │          │
+//!                                   │          └──evidence that can pass to another pod──► attested anew for each request
+//!                                   └──the address is another pod's──► refused: ChangedHands
+//! ```
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use podid_policy::facts::PodFacts;
+
+use crate::caller::attest::{Attestor, Evidence};
+use crate::refusal::Refusal;
+
+/// One open connection of a caller.
+pub(crate) struct ConnectionContext {
+    /// The address that it comes from.
+    pub(crate) peer: IpAddr,
+    attestor: Option<Arc<Attestor>>,
+    /// The uid of the pod that opened it.
+    uid: OnceLock<Arc<str>>,
+    /// Whether the evidence holds for the whole connection.
+    attested: AtomicBool,
+}
+
+impl ConnectionContext {
+    /// A connection from `peer` that has brought no request yet. Without an attestor the address alone counts.
+    pub(crate) fn new(peer: IpAddr, attestor: Option<Arc<Attestor>>) -> Self {
+        Self {
+            peer,
+            attestor,
+            uid: OnceLock::new(),
+            attested: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether `pod` opened it; the first pod that is asked about did.
+    pub(crate) fn is_of(&self, pod: &PodFacts) -> bool {
+        *self.uid.get_or_init(|| Arc::clone(&pod.uid)) == pod.uid
+    }
+
+    /// Attests that the caller is `pod`.
+    ///
+    /// # Errors
+    /// [`Refusal::NotAttested`] when the node's kernel says that the address is somebody else's.
+    pub(crate) async fn attest(&self, pod: &PodFacts) -> Result<(), Refusal> {
+        let Some(attestor) = &self.attestor else {
+            return Ok(());
+        };
+        if self.attested.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match attestor.look(pod, self.peer).await {
+            Evidence::Genuine { fleeting } => {
+                self.attested.store(!fleeting, Ordering::Relaxed);
+                Ok(())
+            }
+            Evidence::None => Ok(()),
+            Evidence::Other => Err(Refusal::NotAttested {
+                pod: pod.key.clone(),
+                address: self.peer,
+            }),
+        }
+    }
+}

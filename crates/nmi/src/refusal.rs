@@ -1,0 +1,306 @@
+//! Refusal: every reason for which a request gets no token, each once, with its stable name, its HTTP status and its words.
+//!
+//! The rooms `http`, `caller` and `token` return it; `http/response.rs` renders it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use podid_azure::ErrorKind;
+use podid_policy::facts::ObjectKey;
+use podid_policy::reason::DenialReason;
+
+use crate::token::request::MAX_RESOURCE;
+use crate::token::source::SourceError;
+
+/// `Retry-After` for what changes within a watch event.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+/// `Retry-After` for what Azure or the controller still has to do.
+const RETRY_LATER: Duration = Duration::from_secs(5);
+
+/// How a refusal is answered.
+pub(crate) struct Shape {
+    pub(crate) status: StatusCode,
+    /// `error` of the body, by OAuth2's and the metadata service's names.
+    pub(crate) error: &'static str,
+    /// When the client should ask again; `None` when it should not.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Shape {
+    fn new(status: StatusCode, error: &'static str) -> Self {
+        Self {
+            status,
+            error,
+            retry_after: None,
+        }
+    }
+
+    fn forbidden() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "access_denied")
+    }
+
+    fn throttled(retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests")
+        }
+    }
+
+    fn unavailable(retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable")
+        }
+    }
+}
+
+/// Why a request gets no token.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// No such endpoint.
+    #[error("no such endpoint; tokens are at /metadata/identity/oauth2/token")]
+    NotFound,
+    /// Not GET.
+    #[error("only GET is allowed")]
+    Method,
+    /// `Metadata: true` is missing.
+    #[error("Required metadata header not specified")]
+    NoMetadataHeader,
+    /// The request came through a proxy.
+    #[error(
+        "a request with X-Forwarded-For is refused; set NO_PROXY=169.254.169.254 so that it does not go through a proxy"
+    )]
+    Forwarded,
+    /// The target is too long.
+    #[error("the request target is too long")]
+    TooLong,
+    /// The head is too long.
+    #[error("the request's headers are too long, or too many")]
+    HeadTooLong,
+    /// What came is not HTTP.
+    #[error("the request is not valid HTTP/1.1")]
+    Malformed,
+    /// The body is too long or does not arrive.
+    #[error("the request's body is longer than 64 KiB, or did not arrive")]
+    Body,
+    /// The metadata service pointed elsewhere.
+    #[error("the metadata service answered with a redirection, which no client of it expects")]
+    Redirected,
+    /// The query is refused.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// The category of metadata is not for pods.
+    #[error(
+        "/metadata/{0} is not served to pods; an operator can allow it with --allow-metadata-paths, or exempt the pod with an AzurePodIdentityException"
+    )]
+    Category(String),
+    /// The caches are not filled yet.
+    #[error("podid is starting and has not read the cluster's objects yet; ask again")]
+    Starting,
+    /// No pod has the caller's address, and none is waiting for one.
+    #[error(
+        "Identity not found: no pod of this node has the address {0}; pods on the host network cannot be told apart and get no identity"
+    )]
+    UnknownCaller(IpAddr),
+    /// No pod has the caller's address yet.
+    #[error("the pod with the address {0} is not known yet; ask again")]
+    UnknownYet(IpAddr),
+    /// The pod that the node asks for is not here.
+    #[error("no pod {0} runs on this node")]
+    UnknownPod(ObjectKey),
+    /// The node asks for a pod that has its tokens from the metadata service itself.
+    #[error(
+        "AzurePodIdentityException {exception} exempts pod {pod}; it has no identity of podid's"
+    )]
+    Exempted {
+        /// The pod.
+        pod: ObjectKey,
+        /// What exempts it.
+        exception: ObjectKey,
+    },
+    /// The node must say which pod it asks for.
+    #[error("the headers podname and podns must name the pod whose token is asked for")]
+    NoPodNamed,
+    /// A pod's token is asked for by somebody who is not the node.
+    #[error(
+        "a pod's token is given to the node's own programs only, by the Unix socket that --host-token-socket names"
+    )]
+    NotTheNode,
+    /// The metadata service does not tell its tenant.
+    #[error("the metadata service does not tell which tenant its identities are of; ask again")]
+    NoTenant,
+    /// Several pods have the caller's address.
+    #[error(
+        "the address {0} belongs to more than one live pod at the moment; ask again when the old one is gone"
+    )]
+    AmbiguousCaller(IpAddr),
+    /// The caller's address passed to another pod while its connection was open.
+    #[error(
+        "the address {0} belongs to another pod than when this connection was opened; connect again"
+    )]
+    ChangedHands(IpAddr),
+    /// The address is a pod's by what the API server says, and not by what the node's kernel says.
+    #[error(
+        "the address {address} is pod {pod}'s as far as the API server says, but on this node it leads to somebody else; a pod that has just got the address asks again"
+    )]
+    NotAttested {
+        /// The pod.
+        pod: ObjectKey,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The grant changed while the token was fetched.
+    #[error("what pod {0} is granted changed while its token was fetched; ask again")]
+    GrantChanged(ObjectKey),
+    /// The rules grant nothing.
+    #[error("Identity not found: {0}")]
+    Denied(DenialReason),
+    /// Granted, and not yet on the pod's host.
+    #[error(
+        "identity {identity} is granted to pod {pod} and not yet assigned to its node; see `kubectl describe azureassignedidentity`; ask again"
+    )]
+    NotAssigned {
+        /// The pod.
+        pod: ObjectKey,
+        /// The AzureIdentity.
+        identity: ObjectKey,
+    },
+    /// The caller has too many connections or sends too many requests.
+    #[error("too many requests or open connections from this pod; keep tokens until they expire")]
+    Busy,
+    /// Too many requests for the metadata service itself.
+    #[error("too many requests of this node for the metadata service itself; ask again")]
+    Crowded,
+    /// The token cannot be had.
+    #[error("the token cannot be had: {0}")]
+    Source(#[from] Arc<SourceError>),
+    /// The metadata service did not answer an exempted pod.
+    #[error("{0}")]
+    Upstream(podid_azure::Error),
+}
+
+impl Refusal {
+    /// How it is answered. SDKs act on the status: they give up at 400 and 403, and ask again at 429 and 503.
+    pub(crate) fn shape(&self) -> Shape {
+        use StatusCode as S;
+        match self {
+            Self::NotFound => Shape::new(S::NOT_FOUND, "not_found"),
+            Self::Method => Shape::new(S::METHOD_NOT_ALLOWED, "invalid_request"),
+            Self::TooLong => Shape::new(S::URI_TOO_LONG, "invalid_request"),
+            Self::HeadTooLong => Shape::new(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request"),
+            Self::NoMetadataHeader
+            | Self::Forwarded
+            | Self::Query(_)
+            | Self::Malformed
+            | Self::NoPodNamed
+            | Self::Exempted { .. }
+            | Self::UnknownCaller(_)
+            | Self::UnknownPod(_)
+            | Self::Denied(_)
+            | Self::Body => Shape::new(S::BAD_REQUEST, "invalid_request"),
+            Self::Redirected => Shape::new(S::BAD_GATEWAY, "invalid_response"),
+            Self::Category(_) | Self::NotTheNode => Shape::forbidden(),
+            Self::Starting
+            | Self::NoTenant
+            | Self::UnknownYet(_)
+            | Self::AmbiguousCaller(_)
+            | Self::ChangedHands(_)
+            | Self::NotAttested { .. }
+            | Self::GrantChanged(_) => Shape::unavailable(RETRY_SOON),
+            Self::NotAssigned { .. } => Shape::unavailable(RETRY_LATER),
+            Self::Busy | Self::Crowded => Shape::throttled(RETRY_SOON),
+            Self::Source(error) => of_source(error),
+            Self::Upstream(error) => of_azure(error),
+        }
+    }
+
+    /// A stable name for metrics, logs and the troubleshooting page.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::NotFound => "NotFound",
+            Self::Method => "MethodNotAllowed",
+            Self::NoMetadataHeader => "NoMetadataHeader",
+            Self::Forwarded => "Forwarded",
+            Self::TooLong => "TooLong",
+            Self::HeadTooLong => "HeadTooLong",
+            Self::Malformed => "Malformed",
+            Self::Body => "BadBody",
+            Self::Redirected => "Redirected",
+            Self::Query(_) => "BadQuery",
+            Self::Category(_) => "CategoryBlocked",
+            Self::Starting => "Starting",
+            Self::UnknownCaller(_) => "UnknownCaller",
+            Self::UnknownPod(_) => "UnknownPod",
+            Self::Exempted { .. } => "Exempted",
+            Self::NoPodNamed => "NoPodNamed",
+            Self::NotTheNode => "NotTheNode",
+            Self::NoTenant => "NoTenant",
+            Self::UnknownYet(_) => "UnknownYet",
+            Self::AmbiguousCaller(_) => "AmbiguousCaller",
+            Self::ChangedHands(_) => "ChangedHands",
+            Self::NotAttested { .. } => "NotAttested",
+            Self::GrantChanged(_) => "GrantChanged",
+            Self::Denied(reason) => reason.name(),
+            Self::NotAssigned { .. } => "NotAssigned",
+            Self::Busy => "Busy",
+            Self::Crowded => "Crowded",
+            Self::Source(error) => error.name(),
+            Self::Upstream(error) => error.kind().name(),
+        }
+    }
+}
+
+fn of_source(error: &SourceError) -> Shape {
+    match error {
+        SourceError::Azure(error) => of_azure(error),
+        SourceError::Secret(error) if error.is_transient() => Shape::unavailable(RETRY_LATER),
+        SourceError::ShortLived => Shape::unavailable(RETRY_LATER),
+        SourceError::Secret(_) | SourceError::Unusable(_) => Shape::forbidden(),
+    }
+}
+
+fn of_azure(error: &podid_azure::Error) -> Shape {
+    let wait = error.retry_after().unwrap_or(RETRY_LATER);
+    match error.kind() {
+        ErrorKind::Throttled => Shape::throttled(wait),
+        ErrorKind::BadRequest => Shape::new(StatusCode::BAD_REQUEST, "invalid_resource"),
+        ErrorKind::Forbidden | ErrorKind::IdentityForbidden | ErrorKind::InvalidCredential => {
+            Shape::forbidden()
+        }
+        // The metadata service learns of an identity a little after the cluster says that it is assigned.
+        ErrorKind::IdentityNotFound
+        | ErrorKind::Unavailable
+        | ErrorKind::Timeout
+        | ErrorKind::Conflict
+        | ErrorKind::NotFound
+        | ErrorKind::Malformed => Shape::unavailable(wait),
+    }
+}
+
+/// Why a query is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum QueryError {
+    /// `api-version` is absent or not one that has identities.
+    #[error("Bad request. api-version is invalid or was not specified in the request")]
+    ApiVersion,
+    /// `resource` is absent.
+    #[error("Required query variable 'resource' is missing")]
+    NoResource,
+    /// `resource` is too long or not text.
+    #[error("query variable 'resource' is longer than {MAX_RESOURCE} bytes or not UTF-8")]
+    Resource,
+    /// The same variable twice.
+    #[error("query variable '{0}' is given twice")]
+    Twice(&'static str),
+    /// Two ways of naming the identity at once.
+    #[error("client_id, object_id and msi_res_id exclude one another")]
+    TwoSelectors,
+    /// The identity is named by something that is not an id.
+    #[error("query variable '{0}' is malformed")]
+    Selector(&'static str),
+    /// The query of a request for a category could be read in several ways.
+    #[error("the query has characters other than letters, digits and -_.~=&,:+")]
+    Odd,
+}

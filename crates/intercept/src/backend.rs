@@ -1,12 +1,10 @@
-//! The two ways to intercept, behind one face.
+//! Interception backends: nftables and iptables behind one type, which detects, applies, verifies and removes the rules.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher as _};
+use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::{Error, Rules, iptables, nftables, routing};
 
-/// How packets are intercepted. Both give the same answers to a pod but one: while NMI is dead, nftables refuses at once and
-/// iptables drops.
+/// How packets are intercepted. A pod sees one difference: while no NMI runs, nftables refuses at once and iptables drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
     /// One table `inet podid`, replaced in one transaction.
@@ -40,8 +38,8 @@ impl Backend {
     /// Any but [`Error::NoBackend`]. What was in place before is still in place then.
     pub async fn apply(self, rules: &Rules) -> Result<(), Error> {
         rules.validate()?;
-        // Without the route intercepted packets are lost, so it comes first, and does nothing yet; without the rules they would
-        // pass, so those do not depend on it.
+        // The route comes first because packets that are marked without it are lost. The rules do not wait for it to succeed,
+        // because without them packets pass.
         let routed = routing::apply(rules).await;
         match self {
             Self::Nftables => nftables::apply(rules).await?,
@@ -62,7 +60,7 @@ impl Backend {
         Ok(rules_stand && routing::verify(rules).await?)
     }
 
-    /// Those of which rules of podid's are in place, whatever these say.
+    /// The backends of which podid's rules are in place, whatever these rules say.
     ///
     /// # Errors
     /// When that cannot be found out.
@@ -81,8 +79,8 @@ impl Backend {
         Ok(found)
     }
 
-    /// Removes whatever any backend has ever put in place, so that pods reach the node's metadata service again, and says for
-    /// a person what that was. Tools that are not installed have put nothing in place.
+    /// Removes the rules of every backend, so that pods reach the node's metadata service again, and tells a person what was
+    /// removed. A tool that is not installed has put nothing in place.
     ///
     /// # Errors
     /// The first failure, after everything was tried.
@@ -104,12 +102,15 @@ fn unless_missing(result: Result<Vec<String>, Error>) -> Result<Vec<String>, Err
     }
 }
 
-/// A short fingerprint of a rule's text, kept in the rule's comment: tells whether the rule is the one that is wanted, whatever
-/// the spelling in which the tool lists it.
+/// A fingerprint of a rule's text, kept in the rule's comment: it says that the rule is the wanted one, however the tool spells the
+/// rule in its listing. Every build of podid computes the same one, because a successor compares its predecessor's.
 fn fingerprint(position: usize, text: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    (position, text).hash(&mut hasher);
-    format!("podid-{:016x}", hasher.finish())
+    let digest = digest(&SHA256, format!("{position} {text}").as_bytes());
+    let short: String = digest.as_ref()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("podid-{short}")
 }
 
 /// The comments of a chain's rules.
@@ -119,4 +120,18 @@ pub(crate) fn comments(rules: &[String]) -> Vec<String> {
         .enumerate()
         .map(|(position, rule)| fingerprint(position, rule))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another value makes every nmi of another build rewrite the rules of this one.
+    #[test]
+    fn a_fingerprint_is_the_same_in_every_build() {
+        assert_eq!(
+            fingerprint(1, "ip daddr 169.254.169.254 accept"),
+            "podid-1c28b82955e0be35"
+        );
+    }
 }

@@ -1,6 +1,6 @@
-//! Word from the kernel that somebody changed rules or routes, so that they are looked at at once and not only now and then.
+//! Netlink multicast: the kernel reports changes of rules and routes, so that the keeper looks at once and not after its interval.
 //!
-//! The kernel tells of nftables (and with it of `iptables-nft`), of policy rules and of routes; not of `iptables-legacy`.
+//! The kernel reports changes of nftables (and so of `iptables-nft`), policy rules and routes, but not of `iptables-legacy`.
 
 use std::io;
 
@@ -8,14 +8,16 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use tokio::io::unix::AsyncFd;
 
-/// Multicast groups (`NFNLGRP_NFTABLES`; `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`), fixed by the kernel.
+/// Multicast group `NFNLGRP_NFTABLES`, fixed by the kernel.
 const NFTABLES: u32 = 7;
+/// Multicast group `RTNLGRP_IPV4_ROUTE`, fixed by the kernel.
 const ROUTES: u32 = 7;
+/// Multicast group `RTNLGRP_IPV4_RULE`, fixed by the kernel.
 const RULES: u32 = 8;
-/// What is said is thrown away: whatever it is, the rules are looked at.
-const ENOUGH: usize = 16 * 1024;
+/// Bytes of the read buffer. A longer message is cut, which does no harm because the content is not read.
+const BUFFER: usize = 16 * 1024;
 
-/// Hears of changes in the network namespace that it was made in.
+/// A subscription to changes in the network namespace in which it was made.
 pub(crate) struct Changes {
     rules: AsyncFd<Socket>,
     routes: AsyncFd<Socket>,
@@ -56,17 +58,17 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<AsyncFd<Socket>> {
 
 async fn hear(socket: &AsyncFd<Socket>) -> io::Result<()> {
     let mut heard = false;
-    let mut buffer = Vec::with_capacity(ENOUGH);
+    let mut buffer = Vec::with_capacity(BUFFER);
     loop {
         let mut ready = socket.readable().await?;
-        // Until nothing is left: only then is the next word waited for.
+        // Reads until nothing is left, because tokio reports only what comes after that.
         while let Ok(outcome) = ready.try_io(|socket| {
             buffer.clear();
             socket.get_ref().recv(&mut buffer, 0)
         }) {
             match outcome {
                 Ok(_) => heard = true,
-                // More was said than the kernel keeps.
+                // The kernel dropped messages because too many waited.
                 Err(error) if error.raw_os_error() == Some(ENOBUFS) => heard = true,
                 Err(error) => return Err(error),
             }

@@ -1,4 +1,4 @@
-//! Runs the node's own networking tools: from PATH, bounded in time and output.
+//! Subprocesses: runs the networking tools (`nft`, `iptables`, `ip`, `conntrack`) from PATH, bounded in time and output.
 
 use std::io;
 use std::process::{Output, Stdio};
@@ -9,8 +9,10 @@ use tokio::process::Command;
 
 use crate::Error;
 
-const DEADLINE: Duration = Duration::from_secs(15);
-const DETAIL: usize = 400;
+/// A tool that runs longer is killed; `iptables -w 5` waits up to 5 s for the xtables lock.
+const TOOL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Characters of a tool's message that an error keeps, so that a log line stays readable.
+const MAX_DETAIL: usize = 400;
 
 /// One call of a tool.
 pub(crate) struct Call<'a> {
@@ -63,7 +65,7 @@ impl<'a> Call<'a> {
     }
 
     async fn output(&self) -> Result<Output, Error> {
-        match tokio::time::timeout(DEADLINE, self.spawn()).await {
+        match tokio::time::timeout(TOOL_TIMEOUT, self.spawn()).await {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(Error::Missing {
                 tool: self.tool.to_owned(),
@@ -75,7 +77,7 @@ impl<'a> Call<'a> {
             }),
             Err(_) => Err(Error::Timeout {
                 command: self.line(),
-                seconds: DEADLINE.as_secs(),
+                seconds: TOOL_TIMEOUT.as_secs(),
             }),
         }
     }
@@ -110,7 +112,7 @@ impl<'a> Call<'a> {
             .collect::<Vec<_>>()
             .join(" ")
             .chars()
-            .take(DETAIL)
+            .take(MAX_DETAIL)
             .collect();
         if detail.is_empty() {
             detail = output.status.to_string();

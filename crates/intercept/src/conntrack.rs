@@ -1,15 +1,15 @@
-//! Connections that were there before the rules.
+//! Connection tracking: forgets connections that are older than the rules. The keeper calls it once.
 
 use crate::command::call;
 use crate::{Error, Rules};
 
 /// Forgets the tracked TCP connections to the metadata address and returns how many there were.
 ///
-/// The rules see every packet, so a connection that is older than they are ends with its caller's next packet in any case. What
-/// this adds: it is so at once. Connections whose address was translated lead to the nmi of AAD Pod Identity, and end there.
+/// The rules see every packet, so that an older connection ends with its caller's next packet in any case; this ends it at once.
+/// Connections whose address was translated belong to the nmi of AAD Pod Identity, and stay.
 ///
 /// # Errors
-/// [`Error::Missing`] without the `conntrack` tool. Nothing passes then either; go on.
+/// [`Error::Missing`] without the `conntrack` tool. Interception works all the same.
 pub async fn cut_connections(rules: &Rules) -> Result<u64, Error> {
     let metadata = rules.metadata;
     let args = format!(

@@ -1,4 +1,4 @@
-//! What can go wrong, and what an operator does about it.
+//! Error taxonomy of interception: each error names the likely cause and what an operator does about it.
 
 /// Why interception could not be set up, checked or removed.
 #[derive(Debug, thiserror::Error)]

@@ -36,13 +36,13 @@ const REFUSED: u8 = 0;
 const READY: u8 = b'R';
 const RELIEVED: u8 = b'D';
 const SUPERSEDED: u8 = b'S';
-/// More sockets are neither sent nor taken.
+/// Sockets in one message; NMI has four.
 const MAX_SOCKETS: usize = 8;
-/// The other one answers within this time, or is not counted on.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A port that its holder will give up is tried again after this.
-const AGAIN: Duration = Duration::from_millis(20);
-/// Write permission of the group and of all others.
+/// Time for the other node agent's answer; one that takes longer is taken for dead.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two tries to bind a port whose holder is about to end, or to accept after a failure.
+const RETRY_DELAY: Duration = Duration::from_millis(20);
+/// Mode bits: write permission of the group and of all others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Whether sockets can be handed over at this path: its directory exists and nobody else can put anything there.
@@ -88,7 +88,7 @@ impl Inheritance {
             patience,
             ..Self::default()
         };
-        match tokio::time::timeout(PATIENCE, ask(path)).await {
+        match tokio::time::timeout(PEER_TIMEOUT, ask(path)).await {
             Ok(Ok((sockets, stream))) => Self {
                 sockets,
                 predecessor: Some(Predecessor { stream }),
@@ -122,7 +122,7 @@ impl Inheritance {
                     if error.kind() == ErrorKind::AddrInUse
                         && tokio::time::Instant::now() < until =>
                 {
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
                 outcome => return outcome,
             }
@@ -244,7 +244,7 @@ impl Predecessor {
             self.stream.write_all(&[READY]).await?;
             self.stream.read_u8().await
         };
-        match tokio::time::timeout(PATIENCE, relieved).await {
+        match tokio::time::timeout(PEER_TIMEOUT, relieved).await {
             Ok(Ok(RELIEVED)) => {}
             Ok(Ok(_)) | Err(_) => {
                 tracing::warn!("the node agent before this one did not say that it has stopped");
@@ -298,7 +298,7 @@ impl Post {
                 },
                 Err(error) => {
                     tracing::warn!(reason = %error, "a successor could not report");
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
         }
@@ -307,7 +307,7 @@ impl Post {
 
 async fn welcome(mut stream: UnixStream, sockets: &[&TcpListener]) -> io::Result<Successor> {
     check_user(&stream)?;
-    let version = tokio::time::timeout(PATIENCE, stream.read_u8()).await??;
+    let version = tokio::time::timeout(PEER_TIMEOUT, stream.read_u8()).await??;
     if version != VERSION {
         stream.write_all(&[REFUSED]).await?;
         return Err(io::Error::new(

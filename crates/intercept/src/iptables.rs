@@ -1,28 +1,27 @@
-//! Interception by iptables: chains `PODID-*` of the table mangle, which are jumped to before anything else there, and one of
-//! the table nat.
+//! iptables backend: chains `PODID-*` of the table mangle, with jumps before all other rules, and one chain of the table nat.
+//! [`crate::Backend`] calls it.
 //!
-//! What decides is mangle, which is changed in one transaction: its forward chain comes before filter's, where network plugins
-//! accept traffic on their own terms. The chain in nat translates the address of an intercepted connection to itself, so that
-//! nothing after it there translates it to something else: the redirect of AAD Pod Identity's nmi (chain `aad-metadata`) may stay,
-//! whether that one lives or was killed.
+//! The chains in mangle decide, and change in one transaction: mangle's forward chain comes before filter's, where network plugins
+//! accept traffic. The chain in nat translates the address of an intercepted connection to itself, so that no later rule
+//! translates it to something else. The redirect of AAD Pod Identity's nmi (chain `aad-metadata`) may therefore stay, also after that
+//! nmi was killed.
 //!
-//! The order in nat is no matter of life and death. That nmi puts its jump first when it starts, and until podid's is before it
-//! again (at once, or with `iptables-legacy` at the next look) new connections are translated. Mangle comes before nat: podid's
-//! socket has been chosen by then, and a packet keeps it, so that podid answers all the same, by the translated address, for as
-//! long as that connection lasts. On a bridge that is shown to the rules the socket is forgotten, and that nmi answers. Both take
-//! `route_localnet`, as everything of that nmi's does.
+//! The order in nat matters little. AAD Pod Identity's nmi puts its jump first when it starts, and new connections are translated
+//! until podid's jump is before it again: at once, or with `iptables-legacy` at the next look. Mangle comes before nat, and a packet
+//! keeps the socket that mangle has chosen, so that podid answers such a connection by its translated address. On a bridge whose
+//! packets are shown to the IP rules the kernel forgets the socket, and the other nmi answers. Both need `route_localnet`, which
+//! that nmi sets.
 //!
-//! Nothing is kept from connection tracking (`NOTRACK` would keep nat away as well): podid's packets stay what network plugins know
-//! them as, and none is `INVALID` or `UNTRACKED` to their rules. It could not be done either: where NOTRACK is possible,
-//! which connections are under way to that nmi is not known yet. In nat podid's jump need not be the first, only before that
-//! one: others that insist on the first place, as Calico does, are not fought.
+//! podid does not use `NOTRACK`, which would keep nat away as well: its packets would be `UNTRACKED` to the rules of network plugins,
+//! and which connections belong to the other nmi is not known yet where NOTRACK is possible. In nat podid's jump need only come before the
+//! other nmi's, not first, so that podid does not fight Calico for the first place.
 
 use crate::backend::comments;
 use crate::command::call;
 use crate::{Error, HostNetwork, Rules};
 
-/// The tables and their built-in chains that podid hooks, whether or not the present rules need all of them. In this order
-/// they are changed: before a packet is marked, what keeps its address is in place.
+/// The tables and their built-in chains that podid hooks, whether or not the present rules need all of them. They change in this
+/// order, so that the chain in nat is there before the first packet is marked.
 const TABLES: [(&str, &[&str]); 2] = [
     ("nat", &["PREROUTING"]),
     (
@@ -31,7 +30,7 @@ const TABLES: [(&str, &[&str]); 2] = [
     ),
 ];
 const VARIANTS: [&str; 2] = ["iptables-nft", "iptables-legacy"];
-/// Chains of kubelet's that are in whichever variant the node uses.
+/// Chains that the kubelet makes in the variant that it uses.
 const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 /// The jump to the chain of AAD Pod Identity's nmi in the table nat.
 const REDIRECT: &str = "-j aad-metadata";
@@ -175,7 +174,7 @@ fn mark(rules: &Rules) -> String {
     format!("{mark:#x}/{mark:#x}")
 }
 
-/// What is marked keeps its address.
+/// Keeps the address of marked packets as it is.
 fn translation(rules: &Rules) -> Chain {
     let (asked, mark) = (asked(rules), mark(rules));
     let (metadata, port) = (rules.metadata, rules.metadata_port);
@@ -188,8 +187,8 @@ fn translation(rules: &Rules) -> Chain {
     }
 }
 
-/// New connections pass, and are remembered by a bit of their tracking: without it their packets could not be told from those of NMI's,
-/// which is found as the listener of that address. Those that NMI has are delivered to it.
+/// Lets new connections pass and sets a bit of their tracking, because NMI still listens at their address: without the bit, their
+/// later packets would look like those of NMI's connections. Packets of NMI's connections are delivered to it.
 fn under_way(rules: &Rules) -> Chain {
     let (asked, mark, passing) = (asked(rules), mark(rules), rules.mark_own);
     Chain {
@@ -217,12 +216,12 @@ fn interception(rules: &Rules) -> Vec<Chain> {
     let foreign = format!("-m mark ! --mark {mark_own:#x}/{mark_own:#x}");
     let table = "mangle";
     let mut chains = vec![
-        // Drops when there is no transparent listener.
+        // The kernel drops what TPROXY takes while there is no transparent listener.
         Chain {
             table,
             hook: "PREROUTING",
             rules: vec![
-                // Under way to the nmi of AAD Pod Identity when podid came.
+                // The connection went to the nmi of AAD Pod Identity before podid came.
                 format!("{asked} -m conntrack --ctstate DNAT -j RETURN"),
                 format!(
                     "{asked} -j TPROXY --on-port {listen_port} --on-ip {target} --tproxy-mark {mark}"
@@ -240,11 +239,11 @@ fn interception(rules: &Rules) -> Vec<Chain> {
     ];
     let mut input = vec![
         format!("{asked} -m socket --nowildcard --transparent -j RETURN"),
-        // This table cannot refuse. Whoever else listens at that port, on all addresses, must not be taken for NMI.
+        // Another program may listen at that port on all addresses. Mangle cannot reject, only drop.
         format!("{asked} -j DROP"),
     ];
     if !rules.direct {
-        // What is marked was intercepted, and came to this port because somebody's redirect was before podid's chain.
+        // A marked packet was intercepted, and comes to this port when another program's redirect precedes podid's chain.
         input.push(format!(
             "! -i lo -p tcp -m tcp --dport {listen_port} --tcp-flags SYN,ACK SYN -m mark ! --mark {mark} -j DROP"
         ));
@@ -377,7 +376,7 @@ async fn list(tool: &str, table: &str, chain: &str) -> Result<Option<String>, Er
         .await
 }
 
-/// The variant that kubelet uses on this node; where it left no trace, what `iptables` means here.
+/// The variant that the kubelet uses on this node, else what `iptables` means here.
 async fn variant() -> Result<&'static str, Error> {
     for tool in VARIANTS {
         for hint in HINTS {

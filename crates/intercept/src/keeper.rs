@@ -1,4 +1,5 @@
-//! Keeps the rules in place for as long as the process lives, and leaves them there when it ends.
+//! Reconcile loop for the interception rules: looks at them when the kernel reports a change and after an interval, and puts them
+//! back. `podid nmi` runs it while it serves. The rules stay when it ends.
 
 use std::time::Duration;
 
@@ -10,12 +11,12 @@ use tracing::{info, warn};
 use crate::changes::Changes;
 use crate::{Backend, Error, Rules, conntrack};
 
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-
-/// A change is often one of many; after the first, this is waited before looking.
-const SETTLE: Duration = Duration::from_millis(100);
-/// Where others change their rules all the time, looks are this far apart.
-const BREATH: Duration = Duration::from_secs(1);
+/// Pause after the first failure; it doubles up to the interval.
+const FIRST_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Debounce: pause between a change and the look at it, because changes come in bursts.
+const CHANGE_DEBOUNCE: Duration = Duration::from_millis(100);
+/// Least time between two looks, for nodes where other programs change their rules all the time.
+const MIN_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the keeper has seen and done since it started; the source of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct State {
     pub checks: u64,
     /// How often the rules were put in place, the first time included.
     pub applied: u64,
-    /// How often somebody else had changed or removed them.
+    /// How often another program had changed or removed them.
     pub repaired: u64,
     /// How often a check or a change failed.
     pub failures: u64,
@@ -48,7 +49,7 @@ pub struct Keeper {
 impl Keeper {
     /// A keeper that looks every `interval` (at least a second).
     pub fn new(backend: Backend, rules: Rules, interval: Duration) -> Self {
-        let interval = interval.max(FIRST_RETRY);
+        let interval = interval.max(FIRST_RETRY_DELAY);
         Self {
             backend,
             rules,
@@ -57,16 +58,16 @@ impl Keeper {
         }
     }
 
-    /// How it is going; changes with every look.
+    /// The state, which changes with every look.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
-    /// Puts the rules in place at once and repairs them until shutdown, as soon as the kernel says that something changed and
-    /// in any case after the interval. A failure is retried for ever, soon at first. The
-    /// rules stay when this returns: removing them is [`Backend::cleanup`]'s work, which somebody must ask for.
+    /// Puts the rules in place at once and repairs them until shutdown, as soon as the kernel reports a change and after every
+    /// interval. A failure is retried for ever, with growing pauses. The rules stay when this returns; [`Backend::cleanup`]
+    /// removes them.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let mut retry = FIRST_RETRY;
+        let mut retry = FIRST_RETRY_DELAY;
         let changes = Changes::subscribe()
             .inspect_err(|error| {
                 warn!(reason = %error, "the kernel does not tell of changes; the rules are looked at now and then");
@@ -75,7 +76,7 @@ impl Keeper {
         loop {
             let pause = match self.look().await {
                 Ok(()) => {
-                    retry = FIRST_RETRY;
+                    retry = FIRST_RETRY_DELAY;
                     self.interval
                 }
                 Err(error) => {
@@ -85,10 +86,10 @@ impl Keeper {
                     pause
                 }
             };
-            let breath = Instant::now() + BREATH;
+            let earliest = Instant::now() + MIN_LOOK_INTERVAL;
             let changed = async {
                 heard(changes.as_ref()).await;
-                tokio::time::sleep_until(breath.max(Instant::now() + SETTLE)).await;
+                tokio::time::sleep_until(earliest.max(Instant::now() + CHANGE_DEBOUNCE)).await;
             };
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -123,7 +124,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Older connections end by themselves; failing to forget them is no reason to stop.
+    /// Forgets older connections. A failure does no harm, because the rules end these connections with their next packet.
     async fn cut(&self) -> u64 {
         match conntrack::cut_connections(&self.rules).await {
             Ok(cut) => {
@@ -148,7 +149,7 @@ impl Keeper {
     }
 }
 
-/// Returns when something changed; never without a way to know.
+/// Returns when the kernel reports a change; never without a subscription.
 async fn heard(changes: Option<&Changes>) {
     if let Some(changes) = changes
         && changes.next().await.is_ok()

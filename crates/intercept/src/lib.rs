@@ -1,12 +1,22 @@
-//! How a pod's request for the metadata address reaches NMI instead of the node's own metadata service.
+//! Transparent proxy (TPROXY) for the metadata address: a pod's request reaches NMI instead of the node's metadata service.
 //!
-//! Packets to `169.254.169.254:80` are handed to NMI's transparent listener where they enter the node, with the caller's
-//! address and the original destination intact: no NAT, no `route_localnet`, and no dependence on connection tracking. A second
-//! listener at the metadata address itself ([`listen`], transparent) takes those that come over a bridge whose packets are
-//! shown to the IP rules (`br_netfilter`), since the kernel forgets there which socket was chosen. Everything else from a pod to
-//! that address is refused. The rules **fail closed**: while they exist and NMI does not, a connection is refused (nftables) or
-//! dropped (iptables) and never reaches the node's metadata service. Nothing here removes
-//! them but [`Backend::cleanup`], and [`withdraw`], which ends with it.
+//! ```text
+//! pod ── SYN to 169.254.169.254:80 ──► node
+//!          prerouting   marks the packet, chooses NMI's transparent socket     (nftables.rs or iptables.rs)
+//!          ip rule      sends what is marked to the loopback device            (routing.rs)
+//!          input        refuses it unless a transparent socket takes it
+//!          NMI          accepts: peer = the pod's address, local = 169.254.169.254:80   (listen.rs)
+//! ```
+//!
+//! The packet keeps both addresses: there is no NAT, no `route_localnet`, and no dependence on connection tracking. A second
+//! listener at the metadata address itself takes packets of bridges that are shown to the IP rules (`br_netfilter`), because the
+//! kernel forgets there which socket was chosen. Every other packet from a pod to that address is refused.
+//!
+//! The rules **fail closed**: while they exist and NMI does not, a connection is refused (nftables) or dropped (iptables) and
+//! never reaches the node's metadata service. Only [`Backend::cleanup`] and [`withdraw`] remove them.
+//!
+//! `podid nmi` runs a [`Keeper`], which puts the rules in place and repairs them. [`handover`] passes NMI's listening sockets to
+//! its successor, and [`Links`] says whose network namespace a caller's address leads to.
 //!
 //! IPv4 only: Azure's metadata service has no IPv6 address.
 

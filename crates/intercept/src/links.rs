@@ -1,10 +1,9 @@
-//! Which link of the node leads to an address, and whose network namespace is at its other end: evidence of the kernel's about
-//! who a caller is, whatever the API server has been told so far.
+//! veth lookup by rtnetlink: which link leads to an address, and which network namespace is at its other end. NMI's attestation asks it
+//! who a caller is, because the kernel knows before the API server does.
 //!
-//! A connection's replies take the route to the caller's address. On a node whose pods have a pair of virtual links each, that
-//! route names the pod's own link; behind a bridge, the neighbour and forwarding tables name the port. The link's other end is in
-//! the pod's network namespace, for which the kernel has a number (`RTM_GETNSID`, rtnetlink(7)) that can be compared with the
-//! number of a process's namespace.
+//! A connection's replies take the route to the caller's address. Where each pod has a veth pair, that route names the pod's own
+//! link; behind a bridge, the neighbour and forwarding tables name the port. The other end is in the pod's network namespace, for
+//! which the kernel has a number (`RTM_GETNSID`, rtnetlink(7)) that can be compared with the number of a process's namespace.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,7 +16,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
-/// The kernel's longest answer about one link is far shorter.
+/// Bytes for one answer; the kernel's longest answer about one link is far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// The number that this network namespace has for another one. Reused after that one is gone.
@@ -29,11 +28,11 @@ pub struct NamespaceId(i32);
 pub struct Link {
     /// The network namespace at its other end; `None` when it is not one end of a pair.
     pub peer: Option<NamespaceId>,
-    /// Whether it is a port of a bridge, where one pod can send in another's name (ARP) and stop doing so at any moment.
+    /// Whether it is a port of a bridge, where a pod can take another's address (ARP) and give it back at any moment.
     pub bridged: bool,
 }
 
-/// Asks the kernel about links. Answers come at once; nothing here waits.
+/// Asks the kernel about links. The kernel answers at once, so nothing here waits.
 pub struct Links {
     socket: Socket,
     sequence: u32,

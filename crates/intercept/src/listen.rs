@@ -1,10 +1,11 @@
-//! The socket that intercepted connections arrive at.
+//! Transparent listening socket (`IP_TRANSPARENT`), at which intercepted connections arrive. `podid nmi` opens it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+/// Connections that wait for `accept`; a burst of pods that start at once fits in.
 const BACKLOG: i32 = 1024;
 
 /// A listener at `addr` (port 0: any), non-blocking, which may be bound again at once after a restart.

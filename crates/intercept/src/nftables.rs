@@ -1,4 +1,4 @@
-//! Interception by nftables: the table `inet podid`, replaced as a whole in one transaction.
+//! nftables backend: the table `inet podid`, replaced as a whole in one transaction. [`crate::Backend`] calls it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -87,9 +87,9 @@ fn chains(rules: &Rules) -> Vec<Chain> {
     chains
 }
 
-/// Hands packets to the listener, and marks them so that the policy route delivers them to the node itself. The socket that is
-/// chosen here is forgotten on a bridge whose packets are shown to the IP rules (`br_netfilter`); there the listener at the
-/// metadata address is found instead. Without any listener `input` refuses.
+/// Hands packets to the listener, and marks them so that the policy route delivers them to the node itself. The kernel forgets the
+/// chosen socket on a bridge whose packets are shown to the IP rules (`br_netfilter`), and then finds the listener at the
+/// metadata address. Without any listener [`input`] refuses.
 fn prerouting(rules: &Rules) -> Chain {
     let (asked, mark) = (asked(rules), rules.mark_tproxy);
     let (target, port) = (rules.target(), rules.listen_port);
@@ -108,8 +108,8 @@ fn prerouting(rules: &Rules) -> Chain {
     }
 }
 
-/// New connections pass, and are remembered by a bit of their tracking: without it their packets could not be told from those of NMI's,
-/// which is found as the listener of that address. Those that NMI has are delivered to it.
+/// Lets new connections pass and sets a bit of their tracking, because NMI still listens at their address: without the bit, their
+/// later packets would look like those of NMI's connections. Packets of NMI's connections are delivered to it.
 fn under_way(rules: &Rules) -> Chain {
     let (asked, mark, passing) = (asked(rules), rules.mark_tproxy, rules.mark_own);
     Chain {
@@ -128,13 +128,13 @@ fn under_way(rules: &Rules) -> Chain {
     }
 }
 
-/// Requests that were under way when podid came go on to whoever the node's rules translate them to: the nmi of AAD Pod Identity.
+/// A connection that the node's NAT rules translate already goes on to its target, the nmi of AAD Pod Identity.
 fn translated(asked: &str) -> String {
     format!("{asked} ct status dnat accept")
 }
 
-/// No other rule translates the address of an intercepted connection, once this one has, to itself: whatever AAD Pod Identity's nmi has in
-/// the table nat may stay while both run, and serves again when podid has gone.
+/// Translates the address of an intercepted connection to itself, so that no later rule translates it to something else. The
+/// rules of AAD Pod Identity's nmi in the table nat may therefore stay, and work again when podid has gone.
 fn translation(rules: &Rules) -> Chain {
     let (metadata, port) = (rules.metadata, rules.metadata_port);
     let (asked, mark) = (asked(rules), rules.mark_tproxy);
@@ -156,10 +156,10 @@ fn asked(rules: &Rules) -> String {
     )
 }
 
-/// Nothing of a pod gets past the node to the metadata address, and nothing comes back from it, whatever came before.
+/// Refuses every packet that is forwarded to the metadata address or comes back from it.
 fn forward(rules: &Rules) -> Chain {
     let metadata = rules.metadata;
-    // Where something between the node and Azure would translate it back.
+    // A translator between the node and Azure would map these IPv6 addresses to the metadata address.
     let (mapped, translated) = (metadata.to_ipv6_mapped(), nat64(metadata));
     Chain {
         name: "forward",
@@ -177,18 +177,18 @@ fn forward(rules: &Rules) -> Chain {
     }
 }
 
-/// The address under the prefix that is known everywhere for translation from IPv6 (RFC 6052).
+/// The address below the well-known prefix for translation from IPv6 to IPv4 (RFC 6052).
 fn nat64(address: Ipv4Addr) -> Ipv6Addr {
     const PREFIX: u128 = 0x0064_ff9b << 96;
     Ipv6Addr::from(PREFIX | u128::from(u32::from(address)))
 }
 
-/// Refuses requests while NMI does not listen, also when somebody else listens at that port on all addresses; and keeps others
-/// from NMI's own port.
+/// Refuses requests while NMI does not listen, also when another program listens at that port on all addresses. Keeps other
+/// machines and pods from NMI's own port.
 fn input(rules: &Rules) -> Chain {
     let asked = asked(rules);
     let mut input = vec![
-        // Only who may intercept can have such a socket.
+        // A program needs NET_ADMIN to have such a socket.
         format!("{asked} socket transparent 1 accept"),
         format!("{asked} reject with tcp reset"),
     ];
@@ -207,7 +207,8 @@ fn input(rules: &Rules) -> Chain {
     }
 }
 
-/// Sends the node's own requests (those that match `from`), but NMI's, back in through the loopback device, where [`prerouting`] takes them.
+/// Sends the node's own requests that match `from` back in through the loopback device, where [`prerouting`] takes them. NMI's own
+/// requests pass.
 fn output(rules: &Rules, from: &str) -> Chain {
     let Rules {
         metadata,
@@ -227,7 +228,7 @@ fn output(rules: &Rules, from: &str) -> Chain {
     }
 }
 
-/// Stops what [`output`] could not send back, because the policy route is gone or an address was translated after it.
+/// Drops what [`output`] could not send back because the policy route is gone or a later rule translated an address.
 fn postrouting(rules: &Rules) -> Chain {
     let Rules {
         mark_own,

@@ -1,14 +1,14 @@
-//! The policy route that delivers intercepted packets to the node itself.
+//! Policy routing (`ip rule`): a route of its own table delivers marked packets to the node itself. [`crate::Backend`] calls it.
 //!
-//! The table holds the metadata address alone, so that a packet of somebody else which happens to carry the same mark bit, or
-//! a reverse-path check that looks at marks (`src_valid_mark`), finds nothing in it and goes on to the node's other tables.
+//! The table holds the metadata address alone. A packet of another program that carries the same mark bit, or a reverse-path check that
+//! looks at marks (`src_valid_mark`), finds nothing in it and goes on to the node's other tables.
 
 use serde::Deserialize;
 
 use crate::command::call;
 use crate::{Error, Rules};
 
-/// Before the rules of the common network plugins and long before the main table.
+/// Preference of the policy rule: before those of the common network plugins and before the main table (32766).
 const PRIORITY: u32 = 88;
 
 #[derive(Deserialize)]

@@ -1,11 +1,11 @@
-//! What is intercepted, and how it is told apart: a value.
+//! Interception settings: addresses, ports, packet marks and the routing table, as one value that both backends render.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use crate::Error;
 
-/// What the kubelet calls the group of all pods, with systemd, without it, and below a group of its own.
+/// The control group of all pods, as the kubelet names it with systemd, without it, and below a group of its own.
 const KUBELET_GROUPS: [&str; 3] = [
     "kubepods.slice",
     "kubepods",
@@ -19,23 +19,23 @@ pub struct Rules {
     pub listen_address: Ipv4Addr,
     /// The TCP port NMI's listener is bound to.
     pub listen_port: u16,
-    /// The metadata address; nothing of a pod's traffic to it gets past the node.
+    /// The metadata address. No packet of a pod to it gets past the node.
     pub metadata: Ipv4Addr,
     /// The TCP port of the metadata address that is handed to NMI; the others are refused.
     pub metadata_port: u16,
-    /// The bit that NMI sets on its own sockets (`SO_MARK`) so that they pass. Checked as a mask. It counts for traffic of the
-    /// node itself alone, and takes the capability `NET_ADMIN` there or, since Linux 5.17, `NET_RAW`.
+    /// The bit that NMI sets on its own sockets (`SO_MARK`) so that the rules let them pass. Checked as a mask. The rules look at
+    /// it on the node's own traffic only. To set it there takes the capability `NET_ADMIN` or, since Linux 5.17, `NET_RAW`.
     pub mark_own: u32,
     /// The bit that the rules set on intercepted packets. Checked as a mask.
     pub mark_tproxy: u32,
-    /// The routing table (and its rule's) that delivers intercepted packets to the node itself. Must belong to podid alone.
+    /// The routing table that delivers intercepted packets to the node itself. Must belong to podid alone.
     pub table: u32,
     /// Which traffic of the node itself is intercepted too. NMI sees the node's address as the caller.
     pub host_network: HostNetwork,
     /// Whether other machines and pods may connect to NMI's own port directly. Loopback always may.
     pub direct: bool,
-    /// Whether podid is leaving: new connections pass it by, to whoever the node's other rules give them to or to the metadata
-    /// service itself, and only those that NMI has are still handed to it. Nothing fails closed any more.
+    /// Whether podid leaves the node: new connections go where the node's other rules send them, or to the metadata service.
+    /// Only connections that NMI has already are still handed to it. Nothing fails closed any more.
     pub withdrawing: bool,
 }
 

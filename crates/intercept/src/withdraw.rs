@@ -1,4 +1,8 @@
-//! Leaving a node without cutting anybody off.
+//! Graceful withdrawal of the interception rules: `podid nmi --interception=withdraw` leaves a node without cutting connections.
+//!
+//! ```text
+//! rules in place ──► new connections pass NMI by, its own are still delivered ──(`ending` returns)──► no rules
+//! ```
 
 use std::time::Duration;
 
@@ -7,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Backend, Error, Keeper, Rules};
 
-/// A node agent that has just been relieved may put its rules back once more; that is undone this soon where the kernel does not tell.
-const SOON: Duration = Duration::from_secs(1);
+/// Seconds between looks, short because a relieved NMI may put its rules back once more and the kernel does not report all changes.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets new connections pass NMI by, hands it those that it has for as long as `ending` takes, and removes every rule then. Gives
-/// what was removed; nothing, at once, where no rule is in place.
+/// Lets new connections pass NMI by, delivers those that NMI has until `ending` returns, and then removes every rule. Returns what
+/// was removed; where no rule is in place, it returns nothing, at once.
 ///
-/// At shutdown it returns early. What is in place then lets new connections pass, and is removed by whoever calls this next.
+/// At shutdown it returns early. The rules that are in place then let new connections pass, and the next call removes them.
 ///
 /// # Errors
 /// When it cannot be found out what is in place, or be removed. Call again.
@@ -33,7 +37,7 @@ pub async fn withdraw(
     let over = shutdown.child_token();
     let (mut keeping, mut states) = (JoinSet::new(), Vec::new());
     for backend in found {
-        let keeper = Keeper::new(backend, rules.clone(), SOON);
+        let keeper = Keeper::new(backend, rules.clone(), LOOK_INTERVAL);
         states.push(keeper.state());
         let over = over.clone();
         keeping.spawn(async move { keeper.run(over).await });

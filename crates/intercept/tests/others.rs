@@ -15,7 +15,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const NMI: &str = "127.0.0.1:2579";
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The keeper gets there within this time, or the test fails.
+const STATE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs a keeper that looks this seldom by itself, and what is to happen beside it.
 fn kept<F: Future<Output = ()>>(
@@ -38,7 +39,7 @@ fn kept<F: Future<Output = ()>>(
 
 async fn until(state: &mut watch::Receiver<State>, holds: impl FnMut(&State) -> bool) {
     let waiting = state.wait_for(holds);
-    tokio::time::timeout(PATIENCE, waiting)
+    tokio::time::timeout(STATE_TIMEOUT, waiting)
         .await
         .unwrap()
         .unwrap();
@@ -147,7 +148,7 @@ fn what_a_dead_original_left_does_no_harm_and_stays(#[case] way: Way, #[case] to
     let before = nat("-S");
     for shown in [false, true] {
         world.show_bridged(shown);
-        kept(&world, backend, PATIENCE, |_| async {
+        kept(&world, backend, STATE_TIMEOUT, |_| async {
             for _ in 0..3 {
                 assert_eq!(world.pod.ask(METADATA).unwrap(), OURS);
             }
@@ -189,7 +190,7 @@ fn beside_the_original_no_request_goes_unanswered(#[case] way: Way, #[case] tool
     let rules = beside();
     let nmi = (world.nmi("127.0.0.1:2578"), world.nmi(METADATA));
     world.node.block_on(|| async {
-        let keeper = Keeper::new(backend, rules.clone(), PATIENCE);
+        let keeper = Keeper::new(backend, rules.clone(), STATE_TIMEOUT);
         let (state, stop) = (keeper.state(), CancellationToken::new());
         let told = stop.clone();
         let keeping = tokio::spawn(async move { keeper.run(told).await });

@@ -270,7 +270,7 @@ fn everything(world: &World) -> String {
         world.node.run("iptables-nft -w 5 -t mangle -S"),
         world.node.run("iptables-legacy -w 5 -t mangle -S"),
         world.node.run("ip rule"),
-        world.node.run("ip route show table all type local"),
+        world.node.run("ip -4 route show table all type local"),
     ];
     tables + &parts.concat()
 }

@@ -19,7 +19,8 @@ use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 
 pub const METADATA: &str = "169.254.169.254:80";
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A client gives up after this.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A namespace, removed when dropped.
 pub struct Namespace(String);
@@ -114,8 +115,8 @@ impl Client {
             if let Some(mark) = mark {
                 socket.set_mark(mark)?;
             }
-            socket.connect_timeout(&addr.into(), PATIENCE)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.connect_timeout(&addr.into(), CLIENT_TIMEOUT)?;
+            socket.set_read_timeout(Some(CLIENT_TIMEOUT))?;
             Ok(Self(BufReader::new(socket.into())))
         })
     }

@@ -32,7 +32,7 @@ impl Backend {
         }
     }
 
-    /// Puts the rules in place, replacing older ones of podid. At no moment is there a gap.
+    /// Puts the rules in place, then removes those that podid has put there by another backend. At no moment is there a gap.
     ///
     /// # Errors
     /// Any but [`Error::NoBackend`]. What was in place before is still in place then.
@@ -45,10 +45,22 @@ impl Backend {
             Self::Nftables => nftables::apply(rules).await?,
             Self::Iptables => iptables::apply(rules).await?,
         }
+        self.remove_others().await?;
         routed
     }
 
-    /// Whether exactly these rules are in place and come first.
+    async fn remove_others(self) -> Result<(), Error> {
+        match self {
+            Self::Nftables => unless_missing(iptables::cleanup().await)?,
+            Self::Iptables => {
+                iptables::cleanup_others().await?;
+                unless_missing(nftables::cleanup().await)?
+            }
+        };
+        Ok(())
+    }
+
+    /// Whether exactly these rules are in place and come first, and podid has no rules by another backend.
     ///
     /// # Errors
     /// When that cannot be found out.
@@ -57,26 +69,29 @@ impl Backend {
             Self::Nftables => nftables::verify(rules).await?,
             Self::Iptables => iptables::verify(rules).await?,
         };
-        Ok(rules_stand && routing::verify(rules).await?)
+        Ok(rules_stand && routing::verify(rules).await? && !self.others_in_place().await?)
     }
 
-    /// The backends of which podid's rules are in place, whatever these rules say.
+    async fn others_in_place(self) -> Result<bool, Error> {
+        Ok(match self {
+            Self::Nftables => unless_missing(iptables::is_there().await)?,
+            Self::Iptables => {
+                iptables::is_in_others().await? || unless_missing(nftables::is_there().await)?
+            }
+        })
+    }
+
+    /// The backend whose rules are in place, whatever these rules say. The first of two, after a change of the backend that a crash
+    /// has cut short.
     ///
     /// # Errors
     /// When that cannot be found out.
-    pub async fn in_place() -> Result<Vec<Self>, Error> {
-        let mut found = Vec::new();
-        for (backend, is_there) in [
-            (Self::Nftables, nftables::is_there().await),
-            (Self::Iptables, iptables::is_there().await),
-        ] {
-            match is_there {
-                Ok(true) => found.push(backend),
-                Ok(false) | Err(Error::Missing { .. }) => {}
-                Err(error) => return Err(error),
-            }
+    pub async fn in_place() -> Result<Option<Self>, Error> {
+        if unless_missing(nftables::is_there().await)? {
+            return Ok(Some(Self::Nftables));
         }
-        Ok(found)
+        let is_there = unless_missing(iptables::is_there().await)?;
+        Ok(is_there.then_some(Self::Iptables))
     }
 
     /// Removes the rules of every backend, so that pods reach the node's metadata service again, and tells a person what was
@@ -95,9 +110,10 @@ impl Backend {
     }
 }
 
-fn unless_missing(result: Result<Vec<String>, Error>) -> Result<Vec<String>, Error> {
+/// What a tool that is not installed says of podid's rules: that there are none.
+fn unless_missing<T: Default>(result: Result<T, Error>) -> Result<T, Error> {
     match result {
-        Err(Error::Missing { .. }) => Ok(Vec::new()),
+        Err(Error::Missing { .. }) => Ok(T::default()),
         other => other,
     }
 }

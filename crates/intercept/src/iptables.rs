@@ -16,6 +16,9 @@
 //! and which connections belong to the other nmi is not known yet where NOTRACK is possible. In nat podid's jump need only come before the
 //! other nmi's, not first, so that podid does not fight Calico for the first place.
 
+mod variant;
+
+use self::variant::{Variants, list};
 use crate::backend::comments;
 use crate::command::call;
 use crate::{Error, HostNetwork, Rules};
@@ -29,9 +32,6 @@ const TABLES: [(&str, &[&str]); 2] = [
         &["PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING"],
     ),
 ];
-const VARIANTS: [&str; 2] = ["iptables-nft", "iptables-legacy"];
-/// Chains that the kubelet makes in the variant that it uses.
-const HINTS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 /// The jump to the chain of AAD Pod Identity's nmi in the table nat.
 const REDIRECT: &str = "-j aad-metadata";
 
@@ -44,7 +44,7 @@ struct Chain {
 
 /// Whether the tool and the kernel would take the rules.
 pub(crate) async fn probe(rules: &Rules) -> Result<(), Error> {
-    let tool = variant().await?;
+    let tool = Variants::find().await?.used;
     let chains = chains(rules);
     let script: String = TABLES
         .iter()
@@ -59,7 +59,7 @@ pub(crate) async fn probe(rules: &Rules) -> Result<(), Error> {
 
 /// Replaces podid's chains and puts their jumps where they must be, in one transaction for each table.
 pub(crate) async fn apply(rules: &Rules) -> Result<(), Error> {
-    let tool = variant().await?;
+    let tool = Variants::find().await?.used;
     let chains = chains(rules);
     let mut script = String::new();
     for (table, hooks) in TABLES {
@@ -86,7 +86,7 @@ pub(crate) async fn apply(rules: &Rules) -> Result<(), Error> {
 
 /// Whether the chains are what [`apply`] makes them and their jumps are where they must be.
 pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
-    let tool = variant().await?;
+    let tool = Variants::find().await?.used;
     let chains = chains(rules);
     for chain in &chains {
         let Chain { table, hook, rules } = chain;
@@ -106,22 +106,42 @@ pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Whether any of podid's chains is there, in the variant that the node uses.
+/// Whether any of podid's chains is there, in whichever variant.
 pub(crate) async fn is_there() -> Result<bool, Error> {
-    let tool = variant().await?;
-    for (table, hook) in hooks() {
-        if list(tool, table, &own_name(hook)).await?.is_some() {
-            return Ok(true);
+    any_in(&Variants::find().await?.all()).await
+}
+
+/// Whether any of podid's chains is there in another variant than the one that the node uses.
+pub(crate) async fn is_in_others() -> Result<bool, Error> {
+    any_in(&Variants::find().await?.others).await
+}
+
+/// Removes podid's chains from the variants that the node does not use.
+pub(crate) async fn cleanup_others() -> Result<(), Error> {
+    remove_from(&Variants::find().await?.others).await.map(drop)
+}
+
+/// Removes podid's chains from every variant, and says from which.
+pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
+    remove_from(&Variants::find().await?.all()).await
+}
+
+async fn any_in(tools: &[&'static str]) -> Result<bool, Error> {
+    for tool in tools {
+        // Whatever the rules, both tables have podid's chain of this hook.
+        for (table, _) in TABLES {
+            if list(tool, table, &own_name("PREROUTING")).await?.is_some() {
+                return Ok(true);
+            }
         }
     }
     Ok(false)
 }
 
-/// Removes podid's chains from every variant that is installed, and says from which.
-pub(crate) async fn cleanup() -> Result<Vec<String>, Error> {
+async fn remove_from(tools: &[&'static str]) -> Result<Vec<String>, Error> {
     let mut removed = Vec::new();
     let mut failed = None;
-    for tool in installed().await? {
+    for tool in tools {
         match cleanup_variant(tool).await {
             Ok(true) => removed.push(format!(
                 "{tool}: the chains PODID-* of the tables mangle and nat"
@@ -367,42 +387,6 @@ fn comments_of(listing: &str) -> Vec<String> {
                 .to_owned()
         })
         .collect()
-}
-
-/// A chain's rules as commands, or `None` when it does not exist.
-async fn list(tool: &str, table: &str, chain: &str) -> Result<Option<String>, Error> {
-    call(tool, &format!("-w 5 -t {table} -S {chain}"))
-        .ask()
-        .await
-}
-
-/// The variant that the kubelet uses on this node, else what `iptables` means here.
-async fn variant() -> Result<&'static str, Error> {
-    for tool in VARIANTS {
-        for hint in HINTS {
-            match list(tool, "mangle", hint).await {
-                Ok(Some(_)) => return Ok(tool),
-                Ok(None) | Err(Error::Missing { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok("iptables")
-}
-
-/// Every variant on PATH; the plain name only where it is the only one.
-async fn installed() -> Result<Vec<&'static str>, Error> {
-    let mut found = Vec::new();
-    for tool in VARIANTS {
-        if call(tool, "--version").ask_installed().await? {
-            found.push(tool);
-        }
-    }
-    if found.is_empty() {
-        call("iptables", "--version").run().await?;
-        found.push("iptables");
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -74,7 +74,12 @@ impl Keeper {
             })
             .ok();
         loop {
-            let pause = match self.look().await {
+            // A look that is cut short kills its tool: the rules of whoever serves next must stay.
+            let looked = tokio::select! {
+                () = shutdown.cancelled() => return,
+                looked = self.look() => looked,
+            };
+            let pause = match looked {
                 Ok(()) => {
                     retry = FIRST_RETRY_DELAY;
                     self.interval

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Backend, Error, Keeper, Rules};
@@ -30,32 +29,22 @@ pub async fn withdraw(
         withdrawing: true,
         ..rules.clone()
     };
-    let found = Backend::in_place().await?;
-    if found.is_empty() {
+    let Some(backend) = Backend::in_place().await? else {
         return Backend::cleanup(&rules).await;
-    }
+    };
     let over = shutdown.child_token();
-    let (mut keeping, mut states) = (JoinSet::new(), Vec::new());
-    for backend in found {
-        let keeper = Keeper::new(backend, rules.clone(), LOOK_INTERVAL);
-        states.push(keeper.state());
-        let over = over.clone();
-        keeping.spawn(async move { keeper.run(over).await });
-    }
+    let keeper = Keeper::new(backend, rules.clone(), LOOK_INTERVAL);
+    let mut state = keeper.state();
     let ending = async {
-        for state in &mut states {
-            // An error says that it is over.
-            let _ = state.wait_for(|state| state.in_place).await;
-        }
-        if !over.is_cancelled() {
-            ending().await;
-        }
+        // The keeper, which holds the other end, lives longer.
+        let _ = state.wait_for(|state| state.in_place).await;
+        ending().await;
+        over.cancel();
     };
     tokio::select! {
-        () = over.cancelled() => {}
-        () = ending => over.cancel(),
+        ((), ()) = async { tokio::join!(keeper.run(over.clone()), ending) } => {}
+        () = shutdown.cancelled() => {}
     }
-    while keeping.join_next().await.is_some() {}
     if shutdown.is_cancelled() {
         return Ok(Vec::new());
     }

@@ -7,7 +7,7 @@ mod common;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use common::way::{Way, assert_closed};
+use common::way::{Way, assert_closed, leave_both};
 use common::{Client, METADATA, Server, World};
 use podid_intercept::{Backend, Keeper, Rules, State, withdraw};
 use rstest::rstest;
@@ -299,7 +299,7 @@ fn whoever_podid_has_is_served_to_the_end_when_it_withdraws(
             &stop,
         );
         assert!(!removed.await.unwrap().is_empty());
-        assert!(Backend::in_place().await.unwrap().is_empty());
+        assert_eq!(Backend::in_place().await.unwrap(), None);
         // Once more, as after a restart: nothing is to be done, and nobody waited for.
         let again = withdraw(&rules, async || panic!("there is nothing to end"), &stop);
         assert!(again.await.unwrap().is_empty());
@@ -313,10 +313,7 @@ fn cleanup_says_what_it_removed() {
     let rules = Rules::default();
     let cleanup = || world.node.block_on(|| Backend::cleanup(&rules)).unwrap();
     assert!(cleanup().is_empty());
-    for way in [Way::IptablesLegacy, Way::Nftables] {
-        let backend = way.on(&world);
-        world.node.block_on(|| backend.apply(&rules)).unwrap();
-    }
+    leave_both(&world, Way::IptablesLegacy, &rules, &rules);
     let removed = cleanup().join("\n");
     for part in ["iptables-legacy: ", "nftables: ", "ip rule: ", "ip route: "] {
         assert!(removed.contains(part), "{part} is not in {removed}");

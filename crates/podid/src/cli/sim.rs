@@ -1,7 +1,7 @@
 //! `podid sim`: the simulators on their own.
 
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ impl SimAzure {
         set: &str,
         imds: SocketAddr,
     ) -> anyhow::Result<String> {
-        let (entra, arm) = (azure.entra(), azure.arm());
+        let [entra, arm, imds] = [azure.entra(), azure.arm(), imds].map(reachable);
         let mut text = format!(
             "export AZURE_POD_IDENTITY_AUTHORITY_HOST=http://{imds}\n\n\
              Entra             http://{entra}/{}\n\
@@ -129,6 +129,16 @@ impl SimAzure {
         text += &format!("service principal {client} secret podid-sim-secret (Owner)\n");
         Ok(text)
     }
+}
+
+/// An address at which this machine reaches what listens on all of them.
+fn reachable(mut listening: SocketAddr) -> SocketAddr {
+    match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => listening.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => listening.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    listening
 }
 
 impl SimCluster {

@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::World;
 use super::arm::{ArmError, Caller, Parts, demand};
 use super::directory::{Action, Attached, Directory, Host, HostKind, Operation, guid, key};
 use super::faults::FailedOperation;
+use super::{World, reached_at};
 
 /// Azure refuses more entries, removals included, in one request.
 const MAX_ENTRIES: usize = 150;
@@ -198,7 +198,8 @@ pub(super) fn patch(
     let latency = directory.hosts.get(&key(parts.id)).and_then(|h| h.latency);
     let ends = Instant::now() + latency.unwrap_or(world.config.patch_latency);
     let (fresh, location) = change(&mut directory, parts.id, &wish, ends);
-    let url = start(world, &mut directory, &location, ends, fails);
+    let base = format!("http://{}", reached_at(headers, world.arm));
+    let url = base + &start(world, &mut directory, &location, ends, fails);
     let Some(host) = directory.hosts.get(&key(parts.id)) else {
         return Err(ArmError::not_found(parts));
     };
@@ -350,7 +351,7 @@ fn change(
     (fresh, host.location.clone())
 }
 
-/// Remembers an operation; its address is long and signed, as Azure's are.
+/// Remembers an operation; its path and query are long and signed, as Azure's are.
 fn start(
     world: &World,
     directory: &mut Directory,
@@ -376,12 +377,12 @@ fn start(
         ends,
         error: fails.map(|fails| fails.0),
     };
-    let url = format!(
-        "http://{}/subscriptions/{}/providers/Microsoft.Compute/locations/{location}/operations/{id}?{query}",
-        world.arm, world.config.subscription
+    let path = format!(
+        "/subscriptions/{}/providers/Microsoft.Compute/locations/{location}/operations/{id}?{query}",
+        world.config.subscription
     );
     directory.operations.insert(id, operation);
-    url
+    path
 }
 
 pub(super) fn operation(world: &World, path: &str, query: &str) -> Result<Response, ArmError> {

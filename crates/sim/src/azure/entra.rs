@@ -4,20 +4,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::World;
 use super::assertion;
 use super::directory::{Application, guid, key};
 use super::faults::layer;
 use super::imds::form;
 use super::journal::Service;
 use super::tokens::Subject;
+use super::{World, reached_at};
 
 /// The life of an application's token, in seconds; as Azure's most common.
 const LIFE: i64 = 3599;
@@ -78,10 +78,16 @@ impl Refused {
     }
 }
 
-async fn v1(State(world): State<Arc<World>>, Path(tenant): Path<String>, body: String) -> Response {
+async fn v1(
+    State(world): State<Arc<World>>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
     let fields: HashMap<_, _> = form(&body).collect();
-    let outcome =
-        text(&fields, "resource").and_then(|resource| issue(&world, &tenant, &fields, resource));
+    let base = base(&world, &headers, &tenant);
+    let outcome = text(&fields, "resource")
+        .and_then(|resource| issue(&world, &base, &tenant, &fields, resource));
     match outcome {
         Ok((token, resource, now)) => answer(json!({
             "token_type": "Bearer", "expires_in": LIFE.to_string(), "ext_expires_in": LIFE.to_string(),
@@ -92,8 +98,14 @@ async fn v1(State(world): State<Arc<World>>, Path(tenant): Path<String>, body: S
     }
 }
 
-async fn v2(State(world): State<Arc<World>>, Path(tenant): Path<String>, body: String) -> Response {
+async fn v2(
+    State(world): State<Arc<World>>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
     let fields: HashMap<_, _> = form(&body).collect();
+    let base = base(&world, &headers, &tenant);
     if fields.contains_key("resource") {
         let text = "The 'resource' request parameter is not supported.";
         return refuse("invalid_request", 901_002, text).answer();
@@ -104,7 +116,7 @@ async fn v2(State(world): State<Arc<World>>, Path(tenant): Path<String>, body: S
                 refuse("invalid_scope", 1_002_012, format!("The provided value for scope {scope} is not valid. Client credential flows must have a scope value with /.default suffixed to the resource identifier (application ID URI)."))
             })
         })
-        .and_then(|resource| issue(&world, &tenant, &fields, resource));
+        .and_then(|resource| issue(&world, &base, &tenant, &fields, resource));
     match outcome {
         Ok((token, ..)) => answer(json!({
             "token_type": "Bearer", "expires_in": LIFE, "ext_expires_in": LIFE, "access_token": token,
@@ -130,6 +142,7 @@ fn text<'a>(fields: &'a HashMap<String, String>, name: &str) -> Result<&'a str, 
 
 fn issue(
     world: &World,
+    base: &str,
     tenant: &str,
     fields: &HashMap<String, String>,
     resource: &str,
@@ -163,7 +176,7 @@ fn issue(
     let now = Timestamp::now().as_second();
     let by_certificate = fields.contains_key("client_assertion");
     if by_certificate {
-        let audience = format!("http://{}/{tenant}/oauth2/", world.entra);
+        let audience = format!("{base}/oauth2/");
         let assertion = text(fields, "client_assertion")?;
         if text(fields, "client_assertion_type")? != assertion::TYPE {
             return Err(refuse(
@@ -228,29 +241,39 @@ async fn keys(State(world): State<Arc<World>>) -> Response {
     (headers, Json(world.signer.jwks())).into_response()
 }
 
-async fn discovery_v1(State(world): State<Arc<World>>, Path(tenant): Path<String>) -> Response {
+async fn discovery_v1(
+    State(world): State<Arc<World>>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+) -> Response {
     discovery(
-        &world,
-        &tenant,
+        &base(&world, &headers, &tenant),
         "oauth2/token",
         "discovery/keys",
         format!("https://sts.windows.net/{tenant}/"),
     )
 }
 
-async fn discovery_v2(State(world): State<Arc<World>>, Path(tenant): Path<String>) -> Response {
+async fn discovery_v2(
+    State(world): State<Arc<World>>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+) -> Response {
     let issuer = format!("https://login.microsoftonline.com/{tenant}/v2.0");
     discovery(
-        &world,
-        &tenant,
+        &base(&world, &headers, &tenant),
         "oauth2/v2.0/token",
         "discovery/v2.0/keys",
         issuer,
     )
 }
 
-fn discovery(world: &World, tenant: &str, token: &str, keys: &str, issuer: String) -> Response {
-    let base = format!("http://{}/{tenant}", world.entra);
+/// Where the client found this tenant.
+fn base(world: &World, headers: &HeaderMap, tenant: &str) -> String {
+    format!("http://{}/{tenant}", reached_at(headers, world.entra))
+}
+
+fn discovery(base: &str, token: &str, keys: &str, issuer: String) -> Response {
     let body = json!({
         "issuer": issuer,
         "token_endpoint": format!("{base}/{token}"),

@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{HeaderMap, header};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -161,6 +162,14 @@ impl Azure {
         while nodes.join_next().await.is_some() {}
         outcome
     }
+}
+
+/// The host and port at which the client reached this server, for the addresses in its answer: the one that is listened on may
+/// be unspecified (`0.0.0.0`).
+fn reached_at(headers: &HeaderMap, listening: SocketAddr) -> String {
+    let host = headers.get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok());
+    host.map_or_else(|| listening.to_string(), str::to_owned)
 }
 
 /// Serves a router until stopped; open connections do not delay the end.

@@ -35,7 +35,10 @@ fn config() -> Config {
     }
 }
 
-fn url(address: SocketAddr) -> reqwest::Url {
+fn url(mut address: SocketAddr) -> reqwest::Url {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
     clouds::parse_url("test", &format!("http://{address}")).unwrap()
 }
 
@@ -344,26 +347,37 @@ async fn the_second_version_of_the_token_endpoint_speaks_of_scopes() {
 }
 
 #[tokio::test]
+async fn an_address_in_an_answer_is_the_one_that_the_client_used() {
+    let everywhere = Config {
+        address: Ipv4Addr::UNSPECIFIED.into(),
+        ..config()
+    };
+    let rig = rig(everywhere).await;
+    rig.operator();
+    let reader = rig.azure.create_identity("rg", "reader");
+    // The client follows the operation's address, and refuses one that is not its own server's.
+    rig.attach(&[&reader.id]).await.unwrap();
+    let found = discovery(&rig).await;
+    let authority = rig.endpoints.authority.as_str();
+    for field in ["token_endpoint", "jwks_uri"] {
+        let named = found[field].as_str().unwrap();
+        assert!(named.starts_with(authority), "{field}: {named}");
+    }
+}
+
+async fn discovery(rig: &Rig) -> Value {
+    let tenant = rig.azure.tenant();
+    let path = format!("{tenant}/.well-known/openid-configuration");
+    let document = rig.endpoints.authority.join(&path).unwrap();
+    reqwest::get(document).await.unwrap().json().await.unwrap()
+}
+
+#[tokio::test]
 async fn tokens_verify_by_the_published_keys() {
     let rig = rig(config()).await;
     let token = rig.azure.administrator_token().unwrap();
     let http = reqwest::Client::new();
-    let discovery = rig
-        .endpoints
-        .authority
-        .join(&format!(
-            "{}/.well-known/openid-configuration",
-            rig.azure.tenant()
-        ))
-        .unwrap();
-    let discovery: Value = http
-        .get(discovery)
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
+    let discovery = discovery(&rig).await;
     let keys: jsonwebtoken::jwk::JwkSet = http
         .get(discovery["jwks_uri"].as_str().unwrap())
         .send()

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use caller::attest::Attestor;
+pub use caller::processes::{Processes, Unseen};
 use caller::watches;
 pub use config::{Config, POD_REQUESTS};
 use context::Context;

@@ -1,10 +1,15 @@
-//! The control groups that a kubelet makes for a pod's processes.
+//! The control groups that a kubelet and its runtime make for a pod's processes.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+const MOUNTED: &str = "/sys/fs/cgroup";
+
 /// A pod's group, below one of the test's own. Removed on drop, when its processes have ended.
-pub struct PodGroup(PathBuf);
+pub struct PodGroup {
+    groups: Vec<PathBuf>,
+    roots: Vec<PathBuf>,
+}
 
 impl PodGroup {
     /// Makes the group of the pod with this uid.
@@ -12,20 +17,46 @@ impl PodGroup {
     /// # Errors
     /// When control groups cannot be written to.
     pub fn new(uid: &str) -> io::Result<Self> {
-        let root = [
-            "/sys/fs/cgroup",
-            "/sys/fs/cgroup/unified",
-            "/sys/fs/cgroup/systemd",
-        ]
-        .map(Path::new)
-        .into_iter()
-        .find(|root| root.join("cgroup.procs").exists())
-        .ok_or_else(|| io::Error::other("no control groups are mounted"))?;
-        let group = root
-            .join(format!("podid-test-{}", std::process::id()))
-            .join(format!("pod{uid}"));
-        std::fs::create_dir_all(&group)?;
-        Ok(Self(group))
+        let unified = Path::new(MOUNTED).join("unified");
+        let systemd = Path::new(MOUNTED).join("systemd");
+        let root = [PathBuf::from(MOUNTED), unified, systemd]
+            .into_iter()
+            .find(|root| is_hierarchy(root))
+            .ok_or_else(|| io::Error::other("no control groups are mounted"))?;
+        Self::below(vec![root], uid, None)
+    }
+
+    /// Makes the group of a container below its pod's, in every hierarchy: nothing of such a container's processes is outside.
+    ///
+    /// # Errors
+    /// When control groups cannot be written to.
+    pub fn of_container(uid: &str, container: &str) -> io::Result<Self> {
+        let mut roots = vec![PathBuf::from(MOUNTED)];
+        if !is_hierarchy(&roots[0]) {
+            let entries = std::fs::read_dir(MOUNTED)?.flatten();
+            roots = entries.map(|entry| entry.path()).collect();
+            roots.retain(|root| is_hierarchy(root));
+        }
+        Self::below(roots, uid, Some(container))
+    }
+
+    fn below(roots: Vec<PathBuf>, uid: &str, container: Option<&str>) -> io::Result<Self> {
+        // Tests that run at once remove no folder of another's.
+        let own = format!("podid-test-{}-{uid}", std::process::id());
+        let mut made = Self {
+            groups: Vec::new(),
+            roots: roots.iter().map(|root| root.join(&own)).collect(),
+        };
+        for root in &made.roots {
+            let mut group = root.clone();
+            make(&group)?;
+            for name in std::iter::once(&*format!("pod{uid}")).chain(container) {
+                group.push(name);
+                make(&group)?;
+            }
+            made.groups.push(group);
+        }
+        Ok(made)
     }
 
     /// Puts a process into the group.
@@ -33,16 +64,44 @@ impl PodGroup {
     /// # Errors
     /// When it has ended already.
     pub fn add(&self, pid: u32) -> io::Result<()> {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string())
+        for procs in self.procs() {
+            std::fs::write(procs, pid.to_string())?;
+        }
+        Ok(())
     }
+
+    /// The files by which a process joins: it writes 0.
+    pub fn procs(&self) -> impl Iterator<Item = PathBuf> {
+        self.groups.iter().map(|group| group.join("cgroup.procs"))
+    }
+}
+
+fn is_hierarchy(root: &Path) -> bool {
+    root.join("cgroup.procs").exists()
+}
+
+fn make(group: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(group)?;
+    // Version 1's cpuset takes no process before it has processors and memory.
+    if let Some(parent) = group.parent()
+        && group.join("cpuset.memory_migrate").exists()
+    {
+        for name in ["cpuset.cpus", "cpuset.mems"] {
+            std::fs::write(group.join(name), std::fs::read(parent.join(name))?)?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for PodGroup {
     fn drop(&mut self) {
-        // A group with a process that is ending cannot be removed yet; an empty directory in memory is left then.
-        let _ = std::fs::remove_dir(&self.0);
-        if let Some(parent) = self.0.parent() {
-            let _ = std::fs::remove_dir(parent);
+        for (group, root) in self.groups.iter().zip(&self.roots) {
+            let mut group = group.as_path();
+            // A group with a process that is ending cannot be removed yet; an empty directory in memory is left then.
+            while std::fs::remove_dir(group).is_ok() && group != root {
+                let Some(parent) = group.parent() else { break };
+                group = parent;
+            }
         }
     }
 }

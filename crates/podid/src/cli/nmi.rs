@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{ArgAction, Args, ValueEnum};
 use podid_azure::clouds::{self, ENVIRONMENT_FILE};
@@ -13,7 +13,7 @@ use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_intercept::handover::{self, Inheritance};
 use podid_intercept::{Backend, HostNetwork, Keeper, Rules};
-use podid_nmi::{Attestor, Config, POD_REQUESTS, StartupTaint, Upstream};
+use podid_nmi::{Attestor, Config, POD_REQUESTS, Processes, StartupTaint, Upstream};
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
 
@@ -387,17 +387,18 @@ impl Nmi {
             return Ok(None);
         }
         let strict = self.door.attest == Attest::Processes;
-        let found = Attestor::detect(strict).context("--attest: the kernel cannot be asked")?;
-        ensure!(
-            found.is_some() || !strict,
-            "--attest=processes: the pods' processes are not to be seen; give the DaemonSet hostPID: true"
-        );
-        if found.is_none() {
-            tracing::warn!(
-                "pods are known by their addresses alone, as their processes are not to be seen; give the DaemonSet hostPID: true"
-            );
-        }
-        Ok(found.map(Arc::new))
+        let asked = "--attest: the kernel cannot be asked";
+        let processes = match Processes::of_node().context(asked)? {
+            Ok(processes) => processes,
+            Err(unseen) if strict => bail!("--attest=processes: {unseen}"),
+            Err(unseen) => {
+                tracing::warn!("pods are known by their addresses alone, as {unseen}");
+                return Ok(None);
+            }
+        };
+        tracing::info!("pods are known by the network namespaces of their processes");
+        let attestor = Attestor::open(processes, strict).context(asked)?;
+        Ok(Some(Arc::new(attestor)))
     }
 
     fn refuse_contradictions(&self) -> anyhow::Result<()> {

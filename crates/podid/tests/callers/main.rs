@@ -14,7 +14,7 @@ use std::process::Stdio;
 
 use podid_testkit::net::Wire;
 use serde_json::{Value, json};
-use world::{Running, World, whose};
+use world::{PidNamespace, Running, World, whose};
 
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 12);
@@ -226,29 +226,58 @@ fn an_address_that_passed_on_before_the_api_server_heard_of_it_gives_nothing() {
 #[test]
 fn a_neighbour_that_takes_an_address_on_a_bridge_gets_nothing_for_it() {
     let (world, _running) = attested(Wire::Bridge, FIRST);
+    steal(&world);
+}
+
+/// On a new node nmi sees no pod, and of its own not even the uid.
+#[test]
+fn a_thief_gets_nothing_from_an_nmi_that_was_its_nodes_first_pod() {
+    for (pids, flag) in [
+        (PidNamespace::Machine, "--attest=auto"),
+        (PidNamespace::Machine, "--attest=processes"),
+        (PidNamespace::ContainerNode, "--attest=processes"),
+    ] {
+        let mut world = world(&["--attest=address"]);
+        world.nmi.take();
+        world.start_contained_nmi(pids, &[flag]);
+        world.wait_until_ready();
+        let uid = world.start_pod("first", FIRST, "reader");
+        let _running = world.run_pod("first", &uid);
+        until_given(&world, "first", "reader");
+        steal(&world);
+    }
+}
+
+#[test]
+fn a_container_with_a_pid_namespace_of_its_own_says_that_it_sees_no_pod() {
+    let mut world = world(&["--attest=address"]);
+    world.nmi.take();
+    world.start_contained_nmi(PidNamespace::Own, &["--attest=auto"]);
+    world.wait_until_ready();
+    assert!(
+        world.log().contains("give the DaemonSet hostPID: true"),
+        "{}",
+        world.log()
+    );
+}
+
+/// A neighbour takes the first pod's address on the bridge.
+fn steal(world: &World) {
     world.net.start_pod("second", SECOND, Wire::Bridge);
     let uid = world.register("second", SECOND, &labelled("writer"));
     let _neighbour = world.run_pod("second", &uid);
-    until_given(&world, "second", "writer");
+    until_given(world, "second", "writer");
 
     world.net.ip(
         "second",
         &["addr", "add", &format!("{FIRST}/32"), "dev", "eth0"],
     );
-    let as_first = [
-        "--interface",
-        &FIRST.to_string(),
-        "--retry",
-        "20",
-        "--retry-all-errors",
-        "--retry-delay",
-        "0",
-    ];
+    let as_first = ["--interface", &FIRST.to_string()];
     let mut answered = false;
     for _ in 0..20 {
         // A new question about the gateway, in the other's name, is what the node believes.
         world.net.ip("second", &["neigh", "flush", "dev", "eth0"]);
-        let (status, body) = world.ask("second", &as_first[..2]);
+        let (status, body) = world.ask("second", &as_first);
         assert_ne!(
             status, 200,
             "a token for whoever says it is {FIRST}: {body}"
@@ -265,5 +294,5 @@ fn a_neighbour_that_takes_an_address_on_a_bridge_gets_nothing_for_it() {
         "second",
         &["addr", "del", &format!("{FIRST}/32"), "dev", "eth0"],
     );
-    until_given(&world, "second", "writer");
+    until_given(world, "second", "writer");
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use podid_testkit::cgroup::PodGroup;
 use podid_testkit::net::{METADATA, Net, Wire};
-use podid_testkit::process::Process;
+use podid_testkit::process::{self, Process};
 use podid_testkit::tools;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -30,9 +30,23 @@ pub struct Identity {
 /// A process and its control group; the process ends first.
 pub type Running = (Process, PodGroup);
 
+/// The pid namespace that nmi's container is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PidNamespace {
+    /// With hostPID, on a machine.
+    Machine,
+    /// With hostPID, on a node that is a container itself (kind, k3d).
+    ContainerNode,
+    /// Its own, without hostPID.
+    Own,
+}
+
 pub struct World {
     // Processes end before the namespaces and the folder go.
     pub nmi: Option<Process>,
+    nmi_group: Option<PodGroup>,
+    /// nsenter(1)'s flag for the pid namespace of a node that is a container.
+    pid_namespace: Option<String>,
     cluster: Option<Process>,
     azure: Process,
     pub net: Net,
@@ -74,6 +88,8 @@ impl World {
         self::said(&cluster, "API server");
         let mut world = Self {
             nmi: None,
+            nmi_group: None,
+            pid_namespace: None,
             cluster: Some(cluster),
             azure,
             net,
@@ -98,6 +114,13 @@ impl World {
     /// Another nmi, which logs to a file of its own.
     pub fn spawn_nmi(&self, name: &str, flags: &[&str]) -> Process {
         let mut command = self.net.command("node", PODID);
+        self.pass(&mut command, flags);
+        let log = self.folder.path().join(format!("{name}.log"));
+        Process::spawn(command, &log).unwrap()
+    }
+
+    /// nmi's arguments and environment.
+    fn pass(&self, command: &mut Command, flags: &[&str]) {
         command
             .args([
                 "nmi",
@@ -107,8 +130,34 @@ impl World {
             ])
             .args(flags)
             .env("KUBECONFIG", self.kubeconfig());
-        let log = self.folder.path().join(format!("{name}.log"));
-        Process::spawn(command, &log).unwrap()
+    }
+
+    /// Starts nmi as a container runtime does on a node whose control groups are of version 2: in its pod's group, beyond which
+    /// its cgroup namespace shows no names, so that of its own pod it sees no uid.
+    pub fn start_contained_nmi(&mut self, pids: PidNamespace, flags: &[&str]) {
+        let group = PodGroup::of_container("3f2504e0-4f89-41d3-9a0c-0305e82c3301", "nmi").unwrap();
+        let netns = self.net.name("node");
+        let enter = format!(
+            "{} && exec ip netns exec {netns} unshare --cgroup \"$0\" \"$@\"",
+            join(&group)
+        );
+        let mut command = process::command(None, "unshare");
+        let own = "--pid --fork --kill-child --mount-proc".split(' ');
+        match pids {
+            PidNamespace::Machine => &mut command,
+            PidNamespace::Own => command.args(own),
+            // This shell is the runtime's: the container's parent, and outside its group.
+            PidNamespace::ContainerNode => {
+                command.args(own).args(["sh", "-c", "\"$@\" & wait", "sh"])
+            }
+        };
+        command.args(["sh", "-c", &enter, PODID]);
+        self.pass(&mut command, flags);
+        let nmi = Process::spawn(command, &self.folder.path().join("contained.log")).unwrap();
+        self.pid_namespace = (pids == PidNamespace::ContainerNode)
+            .then(|| format!("--pid=/proc/{}/ns/pid_for_children", nmi.pid()));
+        self.nmi = Some(nmi);
+        self.nmi_group = Some(group);
     }
 
     /// The API server goes away.
@@ -238,13 +287,17 @@ impl World {
 
     /// The processes of a pod, as far as the node's kernel sees it: one that sleeps, in the pod's control group.
     pub fn run_pod(&self, name: &str, uid: &str) -> Running {
-        let mut command = self.net.command(name, "sleep");
-        command.arg("600");
-        let process =
-            Process::spawn(command, &self.folder.path().join(format!("{name}.log"))).unwrap();
         let group = PodGroup::new(uid).unwrap();
-        group.add(process.pid()).unwrap();
-        (process, group)
+        let mut command = process::command(None, "sh");
+        if let Some(namespace) = &self.pid_namespace {
+            command = process::command(None, "nsenter");
+            command.args([namespace, "setpriv", "--pdeathsig", "KILL", "sh"]);
+        }
+        let netns = self.net.name(name);
+        let sleep = format!("{} && exec ip netns exec {netns} sleep 600", join(&group));
+        command.args(["-c", &sleep]);
+        let log = self.folder.path().join(format!("{name}.log"));
+        (Process::spawn(command, &log).unwrap(), group)
     }
 
     /// A program in a pod.
@@ -332,6 +385,15 @@ fn claims(token: &str) -> Value {
         .decode(claims)
         .unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap()
+}
+
+/// The shell's words by which it joins a control group.
+fn join(group: &PodGroup) -> String {
+    let procs = group.procs();
+    let lines: Vec<String> = procs
+        .map(|procs| format!("echo 0 > {}", procs.display()))
+        .collect();
+    lines.join(" && ")
 }
 
 pub fn text(output: &Output) -> String {

@@ -1,26 +1,27 @@
 //! Tokens, fetched once for all who wait, renewed before they expire, and dropped with what granted them.
 
+mod cached_token;
+mod slot;
+
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use arc_swap::ArcSwap;
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use parking_lot::Mutex;
-use podid_azure::Token;
 use podid_policy::facts::{IdentityFacts, ObjectKey};
 use tokio_util::task::TaskTracker;
+
+pub use cached_token::CachedToken;
+use slot::{Flight, Outcome, Slot, UnderWay};
 
 use crate::token::source::{SourceError, TokenSource};
 
 /// Slots for resources that pods make up are bounded by this, per identity.
 const MAX_RESOURCES: usize = 64;
-/// A token that is renewed half-way has at least this life.
-const LONG: Duration = Duration::from_secs(2 * 3600);
 /// After a fetch its failure, or for those who bypass the cache its success, holds this long, so that asking again and again
 /// does not reach the issuer.
 const HOLD: Duration = Duration::from_secs(1);
@@ -28,111 +29,6 @@ const HOLD: Duration = Duration::from_secs(1);
 const MAX_HOLD: Duration = Duration::from_secs(30);
 /// Renewals of one token are at least this far apart.
 const BREATH: Duration = Duration::from_secs(30);
-
-/// A token ready to be answered with.
-pub struct CachedToken {
-    token: Token,
-    /// The answer's body up to the number of `expires_in`; several of an application with auxiliary tenants.
-    heads: Vec<Head>,
-    refresh_on: Timestamp,
-}
-
-struct Head {
-    text: zeroize::Zeroizing<Vec<u8>>,
-    expires_on: Timestamp,
-}
-
-impl Head {
-    fn new(token: &Token, resource: &str, client_id: &str) -> Self {
-        let fields = serde_json::json!({
-            "access_token": token.secret(),
-            "client_id": token.client_id.as_deref().unwrap_or(client_id),
-            "expires_on": token.expires_on.as_second().to_string(),
-            "not_before": token.not_before.as_second().to_string(),
-            "refresh_token": "",
-            "resource": resource,
-            "token_type": "Bearer",
-        });
-        let mut text = fields.to_string().into_bytes();
-        // The closing brace makes way for the one field that depends on the moment.
-        text.pop();
-        text.extend_from_slice(b",\"expires_in\":\"");
-        Self {
-            text: text.into(),
-            expires_on: token.expires_on,
-        }
-    }
-
-    fn put(&self, now: Timestamp, body: &mut BytesMut) {
-        let life = self.expires_on.as_second().saturating_sub(now.as_second());
-        let mut digits = [0_u8; 20];
-        body.put_slice(&self.text);
-        body.put_slice(decimal(u64::try_from(life).unwrap_or(0), &mut digits));
-        body.put_slice(b"\"}");
-    }
-}
-
-impl CachedToken {
-    fn new(token: Token, resource: &str, client_id: &str, now: Timestamp) -> Self {
-        let life = token.remaining(now);
-        let due = if life >= LONG { life / 2 } else { life * 4 / 5 };
-        // Different tokens are renewed at different times, though they came at once.
-        let jitter = due.mul_f64(f64::from(fraction(token.secret())) / 2560.0);
-        let due = due.saturating_sub(jitter);
-        let due = SignedDuration::try_from(due).unwrap_or_default();
-        let planned = now.checked_add(due).unwrap_or(token.expires_on);
-        let all = std::iter::once(&token).chain(&token.auxiliary);
-        let heads = all
-            .map(|token| Head::new(token, resource, client_id))
-            .collect();
-        Self {
-            refresh_on: token.refresh_on.map_or(planned, |asked| asked.min(planned)),
-            heads,
-            token,
-        }
-    }
-
-    /// When it expires.
-    pub fn expires_on(&self) -> Timestamp {
-        self.token.expires_on
-    }
-
-    /// The answer's body at `now`: an object, or with auxiliary tenants a list with the primary one's first, as the original
-    /// answers.
-    pub fn body(&self, now: Timestamp) -> Bytes {
-        let length: usize = self.heads.iter().map(|head| head.text.len() + 24).sum();
-        let mut body = BytesMut::with_capacity(length + 2);
-        match self.heads.as_slice() {
-            [only] => only.put(now, &mut body),
-            heads => {
-                for (n, head) in heads.iter().enumerate() {
-                    body.put_u8(if n == 0 { b'[' } else { b',' });
-                    head.put(now, &mut body);
-                }
-                body.put_u8(b']');
-            }
-        }
-        body.freeze()
-    }
-}
-
-fn decimal(mut number: u64, buffer: &mut [u8; 20]) -> &[u8] {
-    let mut at = buffer.len();
-    loop {
-        at -= 1;
-        buffer[at] = b'0' + u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
-        if number == 0 {
-            return &buffer[at..];
-        }
-    }
-}
-
-/// A number from 0 to 255 that two tokens rarely share.
-fn fraction(text: &str) -> u8 {
-    text.bytes()
-        .fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
-}
 
 /// How a token was had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,54 +41,6 @@ pub enum Served {
 
 /// Tells the time; tests tell another.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
-
-type Outcome = Result<Arc<CachedToken>, Arc<SourceError>>;
-type Flight = Shared<BoxFuture<'static, Outcome>>;
-
-/// One identity's token for one resource.
-#[derive(Default)]
-struct Slot {
-    current: ArcSwapOption<CachedToken>,
-    flight: Mutex<Option<Flight>>,
-    renewing: AtomicBool,
-    renewed: Mutex<Option<tokio::time::Instant>>,
-    landed: Mutex<Option<Landed>>,
-}
-
-/// The last fetch: how it ended, and until when that is the answer to those who would fetch again.
-struct Landed {
-    error: Option<Arc<SourceError>>,
-    holds: tokio::time::Instant,
-}
-
-impl Slot {
-    fn held<T>(&self, read: impl FnOnce(&Landed) -> Option<T>) -> Option<T> {
-        let landed = self.landed.lock();
-        let landed = landed.as_ref()?;
-        (tokio::time::Instant::now() < landed.holds)
-            .then(|| read(landed))
-            .flatten()
-    }
-
-    fn note(&self, outcome: &Outcome) {
-        let error = outcome.as_ref().err().cloned();
-        let asked = error.as_ref().and_then(|error| error.retry_after());
-        let hold = asked.unwrap_or(HOLD).clamp(HOLD, MAX_HOLD);
-        *self.landed.lock() = Some(Landed {
-            error,
-            holds: tokio::time::Instant::now() + hold,
-        });
-    }
-}
-
-/// Makes way for the next fetch however this one ends, a panic included.
-struct UnderWay(Arc<Slot>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        *self.0.flight.lock() = None;
-    }
-}
 
 /// One identity's tokens, while the identity stays as it is.
 struct Tokens {

@@ -1,8 +1,9 @@
 use super::*;
 use std::sync::atomic::{AtomicBool as Flag, AtomicUsize};
 
+use jiff::SignedDuration;
 use podid_azure::error::Service;
-use podid_azure::{Error, ErrorKind};
+use podid_azure::{Error, ErrorKind, Token};
 use podid_policy::facts::IdentitySource;
 use podid_policy::ids::{ClientId, ResourceId};
 use tokio::sync::Semaphore;

@@ -1,11 +1,15 @@
-//! Tokens, fetched once for all who wait, renewed before they expire, and dropped with what granted them.
+//! Token cache: single flight, refresh ahead and negative caching for each identity and resource (`slot.rs`), and the map of
+//! these slots. Every token request of a pod comes here once its grant is decided; a warm one takes no lock and asks nobody.
+//!
+//! The cache guards the metadata service and Entra against more questions than there are tokens, and pods against tokens that
+//! are about to expire. [`Cache::retain`] and [`Cache::invalidate`] drop tokens together with what granted them; a fetch that is
+//! under way then goes to a slot that nobody finds any more.
 
 mod cached_token;
 mod slot;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,245 +20,186 @@ use podid_policy::facts::{IdentityFacts, ObjectKey};
 use tokio_util::task::TaskTracker;
 
 pub use cached_token::CachedToken;
-use slot::{Flight, Outcome, Slot, UnderWay};
+use slot::{Fetch, Flight, Landing, Outcome, Slot};
 
 use crate::token::source::{SourceError, TokenSource};
 
-/// Slots for resources that pods make up are bounded by this, per identity.
+/// The most slots of one identity: pods choose the resources, and must not fill the memory with them.
 const MAX_RESOURCES: usize = 64;
-/// After a fetch its failure, or for those who bypass the cache its success, holds this long, so that asking again and again
-/// does not reach the issuer.
-const HOLD: Duration = Duration::from_secs(1);
-/// A failure is held no longer than this, whatever the issuer asks for.
-const MAX_HOLD: Duration = Duration::from_secs(30);
-/// Renewals of one token are at least this far apart.
-const BREATH: Duration = Duration::from_secs(30);
+/// Refreshes of one token begin at least this far apart, so that failing ones do not load the issuer.
+const REFRESH_SPACING: Duration = Duration::from_secs(30);
 
-/// How a token was had.
+/// Where a token came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
     /// From memory.
     Hit,
-    /// Fetched for this request or together with others.
+    /// From the issuer, by a fetch that this request began or joined.
     Fetched,
 }
 
-/// Tells the time; tests tell another.
+/// Tells the time; tests inject their own.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-/// One identity's tokens, while the identity stays as it is.
-struct Tokens {
+/// The slots of one identity, valid while the AzureIdentity stays as it is.
+struct IdentitySlots {
     identity: Arc<IdentityFacts>,
-    resources: HashMap<Box<str>, Arc<Slot>>,
+    by_resource: HashMap<Box<str>, Arc<Slot>>,
 }
 
-/// The cache, round a source.
+/// The token cache in front of a source of tokens.
 pub struct Cache<S> {
     source: Arc<S>,
-    /// Copied when a slot is added or dropped, which is rare; read without a lock.
-    slots: ArcSwap<HashMap<ObjectKey, Arc<Tokens>>>,
-    change: Mutex<()>,
+    /// Read without a lock; copied when a slot is added or dropped, which is rare.
+    slots: ArcSwap<HashMap<ObjectKey, Arc<IdentitySlots>>>,
+    /// Held by whoever replaces `slots`.
+    slots_writer: Mutex<()>,
     floor: Duration,
     clock: Clock,
-    /// Fetches outlive the client that caused them: others may wait for the same.
+    /// Fetches outlive the requests that began them, since others may wait for the same token.
     fetches: TaskTracker,
 }
 
 impl<S: TokenSource> Cache<S> {
-    /// Tokens with less life than `floor` are not served.
+    /// A cache that serves only tokens which are valid for at least `floor`.
     pub fn new(source: Arc<S>, floor: Duration, clock: Clock) -> Self {
         Self {
             source,
             slots: ArcSwap::default(),
-            change: Mutex::new(()),
+            slots_writer: Mutex::new(()),
             floor,
             clock,
             fetches: TaskTracker::new(),
         }
     }
 
-    /// A token of `identity` for `resource`; a new one with `fresh`.
+    /// A token of `identity` for `resource`, and where it came from. With `bypass` the token in memory counts only if it was
+    /// fetched within the last second.
     ///
     /// # Errors
-    /// The source's, for all who waited for it.
+    /// The source's error, for all requests that waited for the fetch and, for 1 to 30 seconds, for those that come after.
     pub async fn get(
         &self,
         identity: &Arc<IdentityFacts>,
         resource: &str,
-        fresh: bool,
+        bypass: bool,
     ) -> Result<(Arc<CachedToken>, Served), Arc<SourceError>> {
         let slot = self.slot(identity, resource);
         let now = (self.clock)();
-        let fresh = fresh
-            && slot
-                .held(|last| last.error.is_none().then_some(()))
-                .is_none();
-        if !fresh
-            && let Some(token) = slot.current.load_full()
-            && token.token.remaining(now) >= self.floor
-        {
-            if token.refresh_on <= now {
-                self.renew(&slot, identity, resource);
+        let valid = || slot.valid_token(now, self.floor);
+        let start = || self.start_fetch(&slot, identity, resource);
+        if !bypass && let Some(token) = valid() {
+            if token.refresh_on() <= now {
+                slot.refresh_ahead(REFRESH_SPACING.min(self.floor), start);
             }
             return Ok((token, Served::Hit));
         }
-        if let Some(error) = slot.held(|last| last.error.clone()) {
-            return Err(error);
-        }
-        let token = self.flight(&slot, identity, resource).await?;
-        Ok((token, Served::Fetched))
+        let (outcome, served) = match slot.single_flight(valid, start) {
+            Fetch::Done(outcome) => (outcome, Served::Hit),
+            Fetch::InFlight(flight) => (flight.await, Served::Fetched),
+        };
+        outcome.map(|token| (token, served))
     }
 
     /// Drops the tokens of every identity that is not in `granted` as it is now.
     pub fn retain(&self, granted: &HashMap<ObjectKey, Arc<IdentityFacts>>) {
-        self.forget(|identity| granted.get(&identity.key).map(|now| &**now) != Some(identity));
+        self.invalidate(|identity| granted.get(&identity.key).map(|now| &**now) != Some(identity));
     }
 
-    /// Drops the tokens of these identities, and those that are being fetched for them when they come.
-    pub fn forget(&self, those: impl Fn(&IdentityFacts) -> bool) {
-        if !self
-            .slots
-            .load()
-            .values()
-            .any(|tokens| those(&tokens.identity))
-        {
+    /// Drops the tokens of the identities for which `is_stale` holds, and those that are being fetched for them.
+    pub fn invalidate(&self, is_stale: impl Fn(&IdentityFacts) -> bool) {
+        let slots = self.slots.load();
+        if !slots.values().any(|slots| is_stale(&slots.identity)) {
             return;
         }
-        let _change = self.change.lock();
+        let _writer = self.slots_writer.lock();
         let mut slots = HashMap::clone(&self.slots.load());
-        slots.retain(|_, tokens| !those(&tokens.identity));
+        slots.retain(|_, slots| !is_stale(&slots.identity));
         self.slots.store(Arc::new(slots));
     }
 
-    /// How many tokens are held.
+    /// The number of slots: of tokens that are held, being fetched, or were refused lately.
     pub fn len(&self) -> usize {
-        self.slots
-            .load()
-            .values()
-            .map(|tokens| tokens.resources.len())
-            .sum()
+        let slots = self.slots.load();
+        slots.values().map(|slots| slots.by_resource.len()).sum()
     }
 
-    /// Whether none is held.
+    /// Whether there is no slot.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn slot(&self, identity: &Arc<IdentityFacts>, resource: &str) -> Arc<Slot> {
-        let found = |slots: &HashMap<ObjectKey, Arc<Tokens>>| {
-            let tokens = slots.get(&identity.key)?;
-            let same = Arc::ptr_eq(&tokens.identity, identity) || tokens.identity == *identity;
-            tokens.resources.get(resource).filter(|_| same).cloned()
+        let find = |all: &HashMap<ObjectKey, Arc<IdentitySlots>>| {
+            let slots = all.get(&identity.key)?;
+            let same = Arc::ptr_eq(&slots.identity, identity) || slots.identity == *identity;
+            slots.by_resource.get(resource).filter(|_| same).cloned()
         };
-        if let Some(slot) = found(&self.slots.load()) {
+        if let Some(slot) = find(&self.slots.load()) {
             return slot;
         }
-        let _change = self.change.lock();
-        let mut slots = HashMap::clone(&self.slots.load());
-        if let Some(slot) = found(&slots) {
+        let _writer = self.slots_writer.lock();
+        let mut all = HashMap::clone(&self.slots.load());
+        if let Some(slot) = find(&all) {
             return slot;
         }
-        let mut resources = match slots.get(&identity.key) {
-            Some(tokens) if tokens.identity == *identity => tokens.resources.clone(),
+        let mut by_resource = match all.get(&identity.key) {
+            Some(slots) if slots.identity == *identity => slots.by_resource.clone(),
             _ => HashMap::new(),
         };
-        if resources.len() >= MAX_RESOURCES {
-            // For what a pod made up there is no token: other pods with the same identity keep theirs.
-            resources.retain(|_, slot| slot.current.load().is_some());
+        if by_resource.len() >= MAX_RESOURCES {
+            // Resources that a pod made up have no token; other pods with the same identity keep theirs.
+            by_resource.retain(|_, slot| slot.holds_token());
         }
-        if resources.len() >= MAX_RESOURCES {
-            resources.clear();
+        if by_resource.len() >= MAX_RESOURCES {
+            by_resource.clear();
         }
         let slot = Arc::new(Slot::default());
-        resources.insert(resource.into(), Arc::clone(&slot));
-        let tokens = Tokens {
+        by_resource.insert(resource.into(), Arc::clone(&slot));
+        let slots = IdentitySlots {
             identity: Arc::clone(identity),
-            resources,
+            by_resource,
         };
-        slots.insert(identity.key.clone(), Arc::new(tokens));
-        self.slots.store(Arc::new(slots));
+        all.insert(identity.key.clone(), Arc::new(slots));
+        self.slots.store(Arc::new(all));
         slot
     }
 
-    /// Joins the fetch that is under way, or starts one.
-    fn flight(&self, slot: &Arc<Slot>, identity: &Arc<IdentityFacts>, resource: &str) -> Flight {
-        let mut flight = slot.flight.lock();
-        if let Some(flight) = flight.as_ref() {
-            return flight.clone();
-        }
-        let fetch = fetch(
-            Arc::clone(&self.source),
-            Arc::clone(slot),
-            Arc::clone(identity),
-            resource.to_owned(),
-            self.floor,
-            Arc::clone(&self.clock),
-        );
-        let task = self.fetches.spawn(fetch);
+    /// Fetches a token in a task of its own.
+    fn start_fetch(
+        &self,
+        slot: &Arc<Slot>,
+        identity: &Arc<IdentityFacts>,
+        resource: &str,
+    ) -> Flight {
+        let landing = Landing::new(Arc::clone(slot));
+        let source = Arc::clone(&self.source);
+        let clock = Arc::clone(&self.clock);
+        let (identity, resource) = (Arc::clone(identity), resource.to_owned());
+        let floor = self.floor;
+        let task = self.fetches.spawn(async move {
+            let fetched = source.token(&identity, &resource).await;
+            let now = clock();
+            let outcome: Outcome = match fetched {
+                Ok(token) if token.remaining(now) < floor => Err(Arc::new(SourceError::ShortLived)),
+                Ok(token) => {
+                    let client_id = identity.client_id.as_str();
+                    let jitter = fastrand::f64();
+                    let token = CachedToken::new(token, &resource, client_id, now, jitter);
+                    Ok(Arc::new(token))
+                }
+                Err(error) => Err(Arc::new(error)),
+            };
+            landing.land(outcome)
+        });
         let outcome = async move {
             task.await.unwrap_or_else(|error| {
                 let text = format!("the fetch was cut short: {error}");
                 Err(Arc::new(SourceError::Unusable(text)))
             })
         };
-        let new = outcome.boxed().shared();
-        *flight = Some(new.clone());
-        new
+        outcome.boxed().shared()
     }
-
-    /// Fetches in the background while the present token is served.
-    fn renew(&self, slot: &Arc<Slot>, identity: &Arc<IdentityFacts>, resource: &str) {
-        if slot.renewing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let now = tokio::time::Instant::now();
-        let recent = slot
-            .renewed
-            .lock()
-            .is_some_and(|at| now - at < BREATH.min(self.floor));
-        if recent {
-            slot.renewing.store(false, Ordering::Release);
-            return;
-        }
-        *slot.renewed.lock() = Some(now);
-        let flight = self.flight(slot, identity, resource);
-        let slot = Arc::clone(slot);
-        self.fetches.spawn(async move {
-            if let Err(error) = flight.await {
-                tracing::warn!(reason = %error, "a token could not be renewed");
-                if !error.is_transient() {
-                    slot.current.store(None);
-                }
-            }
-            slot.renewing.store(false, Ordering::Release);
-        });
-    }
-}
-
-async fn fetch<S: TokenSource>(
-    source: Arc<S>,
-    slot: Arc<Slot>,
-    identity: Arc<IdentityFacts>,
-    resource: String,
-    floor: Duration,
-    clock: Clock,
-) -> Outcome {
-    // Whoever comes after this starts anew; whoever waits has the outcome.
-    let _under_way = UnderWay(Arc::clone(&slot));
-    let fetched = source.token(&identity, &resource).await;
-    let now = clock();
-    let outcome = match fetched {
-        Ok(token) if token.remaining(now) < floor => Err(Arc::new(SourceError::ShortLived)),
-        Ok(token) => {
-            let id = identity.client_id.as_str();
-            let token = Arc::new(CachedToken::new(token, &resource, id, now));
-            slot.current.store(Some(Arc::clone(&token)));
-            Ok(token)
-        }
-        Err(error) => Err(Arc::new(error)),
-    };
-    slot.note(&outcome);
-    outcome
 }
 
 #[cfg(test)]

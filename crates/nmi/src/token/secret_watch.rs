@@ -65,7 +65,7 @@ async fn watch(context: Arc<Context>, client: Client, key: ObjectKey, stop: Canc
         tracing::debug!(secret = %key, "a Secret is another than before; tokens had with it are dropped");
         context
             .cache
-            .forget(|identity| context.upstream.secret(identity) == Some(&key));
+            .invalidate(|identity| context.upstream.secret(identity) == Some(&key));
     };
     secrets::watch(client, key.clone(), forget, stop).await;
 }

@@ -1,28 +1,35 @@
-//! A token as the cache holds it: the body of its answer, and when it is due for renewal.
+//! A cached token: the body of its token response, made once, and the time of its refresh ahead.
 
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use jiff::{SignedDuration, Timestamp};
 use podid_azure::Token;
+use zeroize::Zeroizing;
 
-/// A token that is renewed half-way has at least this life.
-const LONG: Duration = Duration::from_secs(2 * 3600);
+/// Tokens that last at least this long (Azure's managed identities give 24 hours) are refreshed after half of it, others after
+/// four fifths.
+const LONG_LIVED: Duration = Duration::from_secs(2 * 3600);
+/// A refresh comes earlier by up to this fraction of its delay, so that tokens that came together are not refreshed together.
+const MAX_JITTER: f64 = 0.1;
+/// Bytes that each token of a body needs besides its prefix: `expires_in`, and what closes and separates.
+const SUFFIX_LENGTH: usize = 24;
 
-/// A token ready to be answered with.
+/// A token that is ready to be served.
 pub struct CachedToken {
-    pub(super) token: Token,
-    /// The answer's body up to the number of `expires_in`; several of an application with auxiliary tenants.
-    heads: Vec<Head>,
-    pub(super) refresh_on: Timestamp,
+    token: Token,
+    /// One of the token itself, and one of each auxiliary tenant's.
+    prefixes: Vec<BodyPrefix>,
+    refresh_on: Timestamp,
 }
 
-struct Head {
-    text: zeroize::Zeroizing<Vec<u8>>,
+/// A token response up to the digits of `expires_in`, the one field that depends on the moment.
+struct BodyPrefix {
+    text: Zeroizing<Vec<u8>>,
     expires_on: Timestamp,
 }
 
-impl Head {
+impl BodyPrefix {
     fn new(token: &Token, resource: &str, client_id: &str) -> Self {
         let fields = serde_json::json!({
             "access_token": token.secret(),
@@ -34,7 +41,7 @@ impl Head {
             "token_type": "Bearer",
         });
         let mut text = fields.to_string().into_bytes();
-        // The closing brace makes way for the one field that depends on the moment.
+        // `expires_in` takes the place of the closing brace.
         text.pop();
         text.extend_from_slice(b",\"expires_in\":\"");
         Self {
@@ -43,51 +50,69 @@ impl Head {
         }
     }
 
-    fn put(&self, now: Timestamp, body: &mut BytesMut) {
-        let life = self.expires_on.as_second().saturating_sub(now.as_second());
-        let mut digits = [0_u8; 20];
+    fn write(&self, now: Timestamp, body: &mut BytesMut) {
+        let left = self.expires_on.as_second().saturating_sub(now.as_second());
         body.put_slice(&self.text);
-        body.put_slice(decimal(u64::try_from(life).unwrap_or(0), &mut digits));
+        body.put_slice(itoa::Buffer::new().format(left.max(0)).as_bytes());
         body.put_slice(b"\"}");
     }
 }
 
 impl CachedToken {
-    pub(super) fn new(token: Token, resource: &str, client_id: &str, now: Timestamp) -> Self {
+    /// `jitter`, from 0 to 1, says how much of [`MAX_JITTER`] the refresh comes earlier.
+    pub(super) fn new(
+        token: Token,
+        resource: &str,
+        client_id: &str,
+        now: Timestamp,
+        jitter: f64,
+    ) -> Self {
         let life = token.remaining(now);
-        let due = if life >= LONG { life / 2 } else { life * 4 / 5 };
-        // Different tokens are renewed at different times, though they came at once.
-        let jitter = due.mul_f64(f64::from(fraction(token.secret())) / 2560.0);
-        let due = due.saturating_sub(jitter);
-        let due = SignedDuration::try_from(due).unwrap_or_default();
-        let planned = now.checked_add(due).unwrap_or(token.expires_on);
+        let delay = if life >= LONG_LIVED {
+            life / 2
+        } else {
+            life * 4 / 5
+        };
+        let delay = delay.mul_f64(1.0 - MAX_JITTER * jitter);
+        let delay = SignedDuration::try_from(delay).unwrap_or_default();
+        let planned = now.checked_add(delay).unwrap_or(token.expires_on);
         let all = std::iter::once(&token).chain(&token.auxiliary);
-        let heads = all
-            .map(|token| Head::new(token, resource, client_id))
+        let prefixes = all
+            .map(|token| BodyPrefix::new(token, resource, client_id))
             .collect();
         Self {
             refresh_on: token.refresh_on.map_or(planned, |asked| asked.min(planned)),
-            heads,
+            prefixes,
             token,
         }
     }
 
-    /// When it expires.
+    /// When the token expires.
     pub fn expires_on(&self) -> Timestamp {
         self.token.expires_on
     }
 
-    /// The answer's body at `now`: an object, or with auxiliary tenants a list with the primary one's first, as the original
-    /// answers.
+    /// When the token is due for a refresh ahead: at the time that its issuer asks for, or earlier.
+    pub(super) fn refresh_on(&self) -> Timestamp {
+        self.refresh_on
+    }
+
+    /// For how long the token, and those of auxiliary tenants with it, are valid at `now`; zero after that.
+    pub(super) fn remaining(&self, now: Timestamp) -> Duration {
+        self.token.remaining(now)
+    }
+
+    /// The body of the token response at `now`: a JSON object, or a list where the identity has auxiliary tenants, the primary
+    /// tenant's token first, as AAD Pod Identity answers.
     pub fn body(&self, now: Timestamp) -> Bytes {
-        let length: usize = self.heads.iter().map(|head| head.text.len() + 24).sum();
-        let mut body = BytesMut::with_capacity(length + 2);
-        match self.heads.as_slice() {
-            [only] => only.put(now, &mut body),
-            heads => {
-                for (n, head) in heads.iter().enumerate() {
+        let lengths = self.prefixes.iter().map(|p| p.text.len() + SUFFIX_LENGTH);
+        let mut body = BytesMut::with_capacity(lengths.sum::<usize>() + 2);
+        match self.prefixes.as_slice() {
+            [only] => only.write(now, &mut body),
+            prefixes => {
+                for (n, prefix) in prefixes.iter().enumerate() {
                     body.put_u8(if n == 0 { b'[' } else { b',' });
-                    head.put(now, &mut body);
+                    prefix.write(now, &mut body);
                 }
                 body.put_u8(b']');
             }
@@ -96,20 +121,51 @@ impl CachedToken {
     }
 }
 
-fn decimal(mut number: u64, buffer: &mut [u8; 20]) -> &[u8] {
-    let mut at = buffer.len();
-    loop {
-        at -= 1;
-        buffer[at] = b'0' + u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
-        if number == 0 {
-            return &buffer[at..];
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn token(life: i64) -> Token {
+        Token::new("t\"0".to_owned().into(), "https://r/", at(1_000_000 + life))
+    }
+
+    #[test]
+    fn the_body_is_true_at_the_moment_of_the_answer() {
+        let cached = CachedToken::new(token(3600), "https://r//", "c", at(1_000_000), 0.0);
+        for (passed, left) in [(0, "3600"), (3591, "9"), (9999, "0")] {
+            let body = cached.body(at(1_000_000 + passed));
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["expires_in"], left);
+            assert_eq!(body["expires_on"], "1003600");
+            assert_eq!(body["resource"], "https://r//");
+            assert_eq!(body["access_token"], "t\"0");
+            assert_eq!(body["refresh_token"], "");
+            assert!(
+                body.as_object()
+                    .unwrap()
+                    .values()
+                    .all(serde_json::Value::is_string)
+            );
         }
     }
-}
 
-/// A number from 0 to 255 that two tokens rarely share.
-fn fraction(text: &str) -> u8 {
-    text.bytes()
-        .fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
+    #[test]
+    fn a_token_is_refreshed_ahead_by_its_life_its_jitter_and_its_issuers_wish() {
+        let refresh_after = |token: Token, jitter: f64| {
+            let cached = CachedToken::new(token, "r", "c", at(1_000_000), jitter);
+            cached.refresh_on().as_second() - 1_000_000
+        };
+        assert_eq!(refresh_after(token(86_400), 0.0), 43_200);
+        assert_eq!(refresh_after(token(86_400), 1.0), 38_880);
+        assert_eq!(refresh_after(token(3600), 0.0), 2880);
+        for (asked, planned) in [(60, 60), (3000, 2880)] {
+            let mut token = token(3600);
+            token.refresh_on = Some(at(1_000_000 + asked));
+            assert_eq!(refresh_after(token, 0.0), planned);
+        }
+    }
 }

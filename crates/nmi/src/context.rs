@@ -16,9 +16,9 @@ use crate::http::rate_limit::RateLimiter;
 use crate::lifecycle::drain::Parting;
 use crate::metrics::Metrics;
 use crate::token::cache::Cache;
-use crate::token::measured::Measured;
+use crate::token::instrumented::Instrumented;
 use crate::token::object_id::ObjectIds;
-use crate::token::prefetch::Asked;
+use crate::token::prefetch::RequestedResources;
 use crate::token::source::Upstream;
 
 pub(crate) struct Context {
@@ -27,13 +27,13 @@ pub(crate) struct Context {
     pub(crate) index: RwLock<Index>,
     /// Counts the changes of the index.
     pub(crate) changes: watch::Sender<u64>,
-    pub(crate) cache: Cache<Measured>,
+    pub(crate) cache: Cache<Instrumented>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) lookup: Lookup,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) rate_limiter: Arc<RateLimiter>,
     pub(crate) quiet: Quiet,
-    pub(crate) asked: Asked,
+    pub(crate) requested_resources: RequestedResources,
     pub(crate) object_ids: ObjectIds,
     /// The tenant of the user-assigned identities, once the metadata service has said it.
     pub(crate) tenant: OnceCell<String>,
@@ -56,7 +56,10 @@ impl Context {
             ),
             changes: watch::Sender::new(0),
             cache: Cache::new(
-                Arc::new(Measured::new(Arc::clone(&upstream), Arc::clone(&metrics))),
+                Arc::new(Instrumented::new(
+                    Arc::clone(&upstream),
+                    Arc::clone(&metrics),
+                )),
                 config.token_floor,
                 Arc::new(jiff::Timestamp::now),
             ),
@@ -64,7 +67,7 @@ impl Context {
             metrics,
             rate_limiter: Arc::new(RateLimiter::new(config.pod_requests)),
             quiet: Quiet::default(),
-            asked: Asked::default(),
+            requested_resources: RequestedResources::default(),
             object_ids: ObjectIds::default(),
             tenant: OnceCell::new(),
             parting: Parting::default(),

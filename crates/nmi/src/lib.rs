@@ -179,7 +179,7 @@ impl Nmi {
         let is_ready = ready.subscribe();
         let healths = watches::start(&self.context, &self.client, &mut tasks, &stop);
         let secrets =
-            secret_watch::follow(Arc::clone(&self.context), self.client.clone(), stop.clone());
+            secret_watch::run(Arc::clone(&self.context), self.client.clone(), stop.clone());
         tasks.spawn(secrets);
         tasks.spawn(prefetch::run(Arc::clone(&self.context), stop.clone()));
         tasks.spawn(follow(

@@ -84,7 +84,9 @@ pub(crate) async fn token(
         Served::Fetched => "fetched",
     };
     if served == Served::Fetched {
-        context.asked.note(&identity.key, &request.resource);
+        context
+            .requested_resources
+            .record(&identity.key, &request.resource);
     }
     context.metrics.token(how);
     tracing::info!(

@@ -2,11 +2,11 @@
 
 pub(crate) mod cache;
 pub(crate) mod grant;
-pub(crate) mod imds_limiter;
-pub(crate) mod measured;
+mod imds_limiter;
+pub(crate) mod instrumented;
 pub(crate) mod object_id;
 pub(crate) mod prefetch;
 pub(crate) mod request;
 pub(crate) mod secret_watch;
-pub(crate) mod service_principal;
+mod service_principal;
 pub(crate) mod source;

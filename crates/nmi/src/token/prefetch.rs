@@ -1,5 +1,6 @@
-//! Tokens before they are asked for: when a pod comes that is granted an identity, the tokens that the identity was asked for
-//! before on this node, and those that an operator names.
+//! Prefetch: fetches tokens before a pod asks for them. When a pod comes that is granted an identity, this task fills the token
+//! cache with the resources that were requested of the identity before on this node, and with those of `--prefetch`. `lib.rs`
+//! runs it; `grant.rs` records what is requested.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,23 +12,23 @@ use tokio_util::sync::CancellationToken;
 use crate::NmiError;
 use crate::context::Context;
 
-/// Of so many identities it is remembered what they were asked for.
+/// The most identities whose resources are remembered, far more than the pods of a node use; beyond it all are forgotten.
 const MAX_IDENTITIES: usize = 1024;
-/// So many resources of each; longer than most applications' lists.
+/// The most resources that are remembered of one identity, more than an application usually needs.
 const MAX_RESOURCES: usize = 8;
 
-/// What identities were asked for on this node.
+/// The resources for which tokens were requested on this node, by identity.
 #[derive(Default)]
-pub(crate) struct Asked(Mutex<HashMap<ObjectKey, BTreeSet<Box<str>>>>);
+pub(crate) struct RequestedResources(Mutex<HashMap<ObjectKey, BTreeSet<Box<str>>>>);
 
-impl Asked {
+impl RequestedResources {
     /// A token of `identity` for `resource` was given.
-    pub(crate) fn note(&self, identity: &ObjectKey, resource: &str) {
-        let mut asked = self.0.lock();
-        if asked.len() >= MAX_IDENTITIES && !asked.contains_key(identity) {
-            asked.clear();
+    pub(crate) fn record(&self, identity: &ObjectKey, resource: &str) {
+        let mut requested = self.0.lock();
+        if requested.len() >= MAX_IDENTITIES && !requested.contains_key(identity) {
+            requested.clear();
         }
-        let resources = asked.entry(identity.clone()).or_default();
+        let resources = requested.entry(identity.clone()).or_default();
         if resources.len() < MAX_RESOURCES {
             resources.insert(resource.into());
         }
@@ -38,7 +39,7 @@ impl Asked {
     }
 }
 
-/// Fetches for each identity that becomes usable, one token at a time so that whoever asks for one goes first.
+/// Prefetches for each identity that becomes usable, until shutdown; one token at a time, so that pods' requests go first.
 pub(crate) async fn run(
     context: Arc<Context>,
     shutdown: CancellationToken,
@@ -58,9 +59,9 @@ pub(crate) async fn run(
                 .collect();
             known = usable.into_keys().collect();
             for identity in new {
-                warm(&context, &identity).await;
+                prefetch(&context, &identity).await;
             }
-            // The sender is in `context`, so that it is there for as long as this runs.
+            // `context` owns the sender, so that this never fails.
             let _ = changes.changed().await;
         }
     };
@@ -71,17 +72,13 @@ pub(crate) async fn run(
     ("prefetch", Ok(()))
 }
 
-async fn warm(context: &Context, identity: &Arc<IdentityFacts>) {
-    let mut resources = context.asked.of(&identity.key);
-    let named = context
-        .config
-        .prefetch
-        .iter()
-        .map(|name| name.as_str().into());
-    resources.extend(named);
+async fn prefetch(context: &Context, identity: &Arc<IdentityFacts>) {
+    let mut resources = context.requested_resources.of(&identity.key);
+    let configured = context.config.prefetch.iter();
+    resources.extend(configured.map(|name| name.as_str().into()));
     for resource in resources {
         if let Err(error) = context.cache.get(identity, &resource, false).await {
-            // Whoever asks is told; that nobody has asked yet is no trouble.
+            // The pod that asks for this token is told the error; without one it troubles nobody.
             tracing::debug!(identity = %identity.key, %resource, reason = %error, "a token could not be fetched ahead");
         }
     }
@@ -93,14 +90,14 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let asked = Asked::default();
+        let requested = RequestedResources::default();
         for n in 0..3 * MAX_IDENTITIES {
             let key = ObjectKey::new("shop", &n.to_string());
             for resource in 0..3 * MAX_RESOURCES {
-                asked.note(&key, &resource.to_string());
+                requested.record(&key, &resource.to_string());
             }
-            assert_eq!(asked.of(&key).len(), MAX_RESOURCES);
+            assert_eq!(requested.of(&key).len(), MAX_RESOURCES);
         }
-        assert!(asked.0.lock().len() <= MAX_IDENTITIES);
+        assert!(requested.0.lock().len() <= MAX_IDENTITIES);
     }
 }

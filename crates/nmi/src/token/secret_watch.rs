@@ -1,5 +1,6 @@
-//! Watches the Secrets of the service principals that pods of this node are granted: a token does not outlive the Secret that it
-//! was had with, and a new Secret counts at once.
+//! Watches of service principals' Secrets: when the Secret of an identity that pods of this node are granted changes or is
+//! deleted, the tokens that were fetched with it are dropped from the token cache. So a revoked client secret stops giving tokens
+//! at once, and a new one counts at once. `lib.rs` runs this task; only metadata of Secrets travels.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::NmiError;
 use crate::context::Context;
 
-/// More are not watched; their changes count when a token is renewed.
+/// The most watches at a time, for the sake of the API server; a change of a further Secret counts when a token is refreshed.
 const MAX_WATCHES: usize = 256;
 
-pub(crate) async fn follow(
+/// Keeps a watch on each Secret that is needed, until shutdown.
+pub(crate) async fn run(
     context: Arc<Context>,
     client: Client,
     shutdown: CancellationToken,
@@ -43,7 +45,7 @@ pub(crate) async fn follow(
         }
         tokio::select! {
             () = shutdown.cancelled() => break,
-            // The sender is in `context`, so that it is there for as long as this runs.
+            // `context` owns the sender, so that this never fails.
             _ = changes.changed() => {}
         }
         while tasks.try_join_next().is_some() {}
@@ -61,11 +63,11 @@ fn needed(context: &Context) -> HashSet<ObjectKey> {
 }
 
 async fn watch(context: Arc<Context>, client: Client, key: ObjectKey, stop: CancellationToken) {
-    let forget = || {
+    let invalidate = || {
         tracing::debug!(secret = %key, "a Secret is another than before; tokens had with it are dropped");
         context
             .cache
             .invalidate(|identity| context.upstream.secret(identity) == Some(&key));
     };
-    secrets::watch(client, key.clone(), forget, stop).await;
+    secrets::watch(client, key.clone(), invalidate, stop).await;
 }

@@ -1,8 +1,8 @@
 //! Interception backends: nftables and iptables behind one type, which detects, applies, verifies and removes the rules.
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{self, SHA256};
 
-use crate::{Error, Rules, iptables, nftables, routing};
+use crate::{Error, Rules, iptables, nftables, pod_mark, routing};
 
 /// How packets are intercepted. A pod sees one difference: while no NMI runs, nftables refuses at once and iptables drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +46,7 @@ impl Backend {
             Self::Iptables => iptables::apply(rules).await?,
         }
         self.remove_others().await?;
+        pod_mark::apply(rules)?;
         routed
     }
 
@@ -69,7 +70,10 @@ impl Backend {
             Self::Nftables => nftables::verify(rules).await?,
             Self::Iptables => iptables::verify(rules).await?,
         };
-        Ok(rules_stand && routing::verify(rules).await? && !self.others_in_place().await?)
+        Ok(rules_stand
+            && routing::verify(rules).await?
+            && pod_mark::verify(rules)?
+            && !self.others_in_place().await?)
     }
 
     async fn others_in_place(self) -> Result<bool, Error> {
@@ -104,6 +108,7 @@ impl Backend {
             unless_missing(iptables::cleanup().await),
             unless_missing(nftables::cleanup().await),
             routing::cleanup(rules).await,
+            pod_mark::cleanup(),
         ];
         let removed: Result<Vec<_>, _> = results.into_iter().collect();
         Ok(removed?.concat())
@@ -121,12 +126,15 @@ fn unless_missing<T: Default>(result: Result<T, Error>) -> Result<T, Error> {
 /// A fingerprint of a rule's text, kept in the rule's comment: it says that the rule is the wanted one, however the tool spells the
 /// rule in its listing. Every build of podid computes the same one, because a successor compares its predecessor's.
 fn fingerprint(position: usize, text: &str) -> String {
-    let digest = digest(&SHA256, format!("{position} {text}").as_bytes());
-    let short: String = digest.as_ref()[..8]
+    format!("podid-{}", digest(&format!("{position} {text}")))
+}
+
+/// The first 8 bytes of a text's SHA-256, in hexadecimal digits.
+pub(crate) fn digest(text: &str) -> String {
+    digest::digest(&SHA256, text.as_bytes()).as_ref()[..8]
         .iter()
         .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("podid-{short}")
+        .collect()
 }
 
 /// The comments of a chain's rules.

@@ -47,6 +47,16 @@ pub enum Error {
         /// What was wrong with the output.
         detail: String,
     },
+    /// The kernel did not take the eBPF programs by which pods on the host's network are known.
+    #[error(
+        "cannot {step}: {cause}; --intercept-host-network=pods needs the capability BPF, a seccomp profile that allows bpf(2), Linux 5.8 or newer, and the node's /sys/fs/bpf in the container at /host/sys/fs/bpf"
+    )]
+    PodMark {
+        /// What was tried.
+        step: &'static str,
+        /// The operating system's word.
+        cause: std::io::Error,
+    },
     /// The rules contradict themselves.
     #[error("interception settings are wrong: {0}")]
     Rules(&'static str),
@@ -73,6 +83,8 @@ pub enum ErrorKind {
     Timeout,
     /// A tool's output was not understood.
     Output,
+    /// The kernel did not take the eBPF programs.
+    PodMark,
     /// The rules contradict themselves.
     Rules,
     /// Neither backend works here.
@@ -88,6 +100,7 @@ impl Error {
             Self::Failed { .. } => ErrorKind::Failed,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Output { .. } => ErrorKind::Output,
+            Self::PodMark { .. } => ErrorKind::PodMark,
             Self::Rules(_) => ErrorKind::Rules,
             Self::NoBackend { .. } => ErrorKind::NoBackend,
         }

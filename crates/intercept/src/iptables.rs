@@ -276,7 +276,10 @@ fn interception(rules: &Rules) -> Vec<Chain> {
     let from = match &rules.host_network {
         HostNetwork::Off => None,
         HostNetwork::All => Some(String::new()),
-        HostNetwork::Pods { cgroup } => Some(format!(" -m cgroup --path {cgroup}")),
+        HostNetwork::Pods { .. } => {
+            let mark = rules.mark_pod;
+            Some(format!(" -m mark --mark {mark:#x}/{mark:#x}"))
+        }
     };
     if let Some(from) = from {
         let back = format!("{asked}{from} {foreign} -j MARK --set-xmark {mark}");

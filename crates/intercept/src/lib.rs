@@ -21,6 +21,7 @@
 //! IPv4 only: Azure's metadata service has no IPv6 address.
 
 mod backend;
+mod bpf;
 mod changes;
 mod command;
 mod conntrack;
@@ -28,9 +29,11 @@ mod error;
 pub mod handover;
 mod iptables;
 mod keeper;
+mod kubepods;
 mod links;
 mod listen;
 mod nftables;
+mod pod_mark;
 mod routing;
 mod rules;
 mod withdraw;

@@ -78,12 +78,12 @@ fn chains(rules: &Rules) -> Vec<Chain> {
     let from = match &rules.host_network {
         HostNetwork::Off => return chains,
         HostNetwork::All => String::new(),
-        HostNetwork::Pods { cgroup } => {
-            let level = cgroup.split('/').count();
-            format!("socket cgroupv2 level {level} \"{cgroup}\" ")
+        HostNetwork::Pods { .. } => {
+            let mark = rules.mark_pod;
+            format!("meta mark & {mark:#x} == {mark:#x} ")
         }
     };
-    chains.extend([output(rules, &from), postrouting(rules)]);
+    chains.extend([output(rules, &from), postrouting(rules, &from)]);
     chains
 }
 
@@ -229,24 +229,16 @@ fn output(rules: &Rules, from: &str) -> Chain {
 }
 
 /// Drops what [`output`] could not send back because the policy route is gone or a later rule translated an address.
-fn postrouting(rules: &Rules) -> Chain {
-    let Rules {
-        mark_own,
-        mark_tproxy,
-        ..
-    } = rules;
-    let asked = asked(rules);
-    // Whose socket it is cannot be asked here.
-    let ours = match rules.host_network {
-        HostNetwork::Pods { .. } => format!("meta mark & {mark_tproxy:#x} == {mark_tproxy:#x}"),
-        _ => format!("meta mark & {mark_own:#x} != {mark_own:#x}"),
-    };
+fn postrouting(rules: &Rules, from: &str) -> Chain {
+    let (asked, mark_own) = (asked(rules), rules.mark_own);
     Chain {
         name: "postrouting",
         hook: "postrouting",
         kind: "filter",
         priority: 300,
-        rules: vec![format!("oifname != \"lo\" {asked} {ours} drop")],
+        rules: vec![format!(
+            "oifname != \"lo\" {asked} {from}meta mark & {mark_own:#x} != {mark_own:#x} drop"
+        )],
     }
 }
 

@@ -1,16 +1,9 @@
 //! Interception settings: addresses, ports, packet marks and the routing table, as one value that both backends render.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::Error;
-
-/// The control group of all pods, as the kubelet names it with systemd, without it, and below a group of its own.
-const KUBELET_GROUPS: [&str; 3] = [
-    "kubepods.slice",
-    "kubepods",
-    "kubelet.slice/kubelet-kubepods.slice",
-];
+use crate::{Error, kubepods};
 
 /// What to intercept and where to send it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,6 +21,8 @@ pub struct Rules {
     pub mark_own: u32,
     /// The bit that the rules set on intercepted packets. Checked as a mask.
     pub mark_tproxy: u32,
+    /// The bit that an eBPF program sets on the sockets of pods that connect to the metadata address. Checked as a mask.
+    pub mark_pod: u32,
     /// The routing table that delivers intercepted packets to the node itself. Must belong to podid alone.
     pub table: u32,
     /// Which traffic of the node itself is intercepted too. NMI sees the node's address as the caller.
@@ -46,25 +41,19 @@ pub enum HostNetwork {
     Off,
     /// That of processes in a control group is intercepted.
     Pods {
-        /// The group's path in the hierarchy of version 2, without a slash at either end. Must exist.
-        cgroup: String,
+        /// The group's directory in a hierarchy of version 2.
+        cgroup: PathBuf,
     },
     /// All is intercepted, the kubelet's too.
     All,
 }
 
 impl HostNetwork {
-    /// That of pods, by the control group that the kubelet makes for all of them; `None` when it is not to be seen below
-    /// `/sys/fs/cgroup`, which must be of version 2.
+    /// That of pods, by the control group of all pods that this process is in; `None` when it is in none that can be seen below
+    /// `/sys/fs/cgroup`, which must be the node's own and of version 2.
     pub fn pods() -> Option<Self> {
-        let root = Path::new("/sys/fs/cgroup");
-        let found = KUBELET_GROUPS.into_iter().find(|group| {
-            // Only groups of version 2 have this file.
-            root.join(group).join("cgroup.controllers").exists()
-        })?;
-        Some(Self::Pods {
-            cgroup: found.to_owned(),
-        })
+        let cgroup = kubepods::find(Path::new("/sys/fs/cgroup"), std::process::id())?;
+        Some(Self::Pods { cgroup })
     }
 }
 
@@ -77,6 +66,7 @@ impl Default for Rules {
             metadata_port: 80,
             mark_own: 0x20,
             mark_tproxy: 0x10,
+            mark_pod: 0x40,
             table: 2579,
             host_network: HostNetwork::Off,
             direct: false,
@@ -93,9 +83,11 @@ impl Rules {
                 "a port is 0; give the port that the listener is bound to",
             ));
         }
-        if self.mark_own == 0 || self.mark_tproxy == 0 || self.mark_own & self.mark_tproxy != 0 {
+        let marks = [self.mark_own, self.mark_tproxy, self.mark_pod];
+        let are_single = marks.iter().all(|mark| mark.is_power_of_two());
+        if !are_single || marks.iter().fold(0, |all, mark| all | mark).count_ones() != 3 {
             return Err(Error::Rules(
-                "the two packet marks must be different bits, and not 0",
+                "the packet marks must be different single bits",
             ));
         }
         if self.table == 0 || (253..=255).contains(&self.table) {
@@ -111,13 +103,6 @@ impl Rules {
                 "the metadata address cannot be unspecified, loopback or multicast",
             ));
         }
-        if let HostNetwork::Pods { cgroup } = &self.host_network
-            && !is_path(cgroup)
-        {
-            return Err(Error::Rules(
-                "the control group must be a path of letters, digits and . _ - /, without a slash at either end",
-            ));
-        }
         Ok(())
     }
 
@@ -129,15 +114,6 @@ impl Rules {
             self.listen_address
         }
     }
-}
-
-fn is_path(cgroup: &str) -> bool {
-    cgroup.split('/').all(|part| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-    })
 }
 
 #[cfg(test)]
@@ -165,9 +141,7 @@ mod tests {
                 ..Rules::default()
             },
             Rules {
-                host_network: HostNetwork::Pods {
-                    cgroup: "a\" accept".to_owned(),
-                },
+                mark_pod: 0x10,
                 ..Rules::default()
             },
             Rules {

@@ -1,4 +1,4 @@
-//! Where packets go on nodes of different shapes, from the host's network, and over IPv6.
+//! Where packets go on nodes of different shapes, and over IPv6.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,14 +9,10 @@
 
 mod common;
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use common::way::{Way, assert_closed};
 use common::{Client, METADATA, Namespace, World};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use podid_intercept::{Backend, HostNetwork, Rules};
 use rstest::rstest;
 
@@ -87,118 +83,6 @@ fn nmis_own_mark_is_beyond_the_reach_of_others(#[case] way: Way) {
     };
     assert_eq!(with("-net_admin,-net_raw"), "denied");
     assert_eq!(with("+net_admin"), "set");
-}
-
-/// A control group below the one that the test is in, as the kubelet's for all pods.
-struct Group(PathBuf);
-
-impl Group {
-    fn new() -> Self {
-        let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-            .map(PathBuf::from)
-            .into_iter()
-            .find(|root| root.join("cgroup.controllers").exists())
-            .expect("control groups of version 2 are not mounted");
-        let group = root.join(
-            format!(
-                "podid-{}-{:?}",
-                std::process::id(),
-                std::thread::current().id()
-            )
-            .replace(['(', ')'], ""),
-        );
-        fs::create_dir_all(group.join("pod-1")).unwrap();
-        Self(group)
-    }
-
-    fn name(&self) -> String {
-        self.0.file_name().unwrap().to_str().unwrap().to_owned()
-    }
-
-    /// Asks the metadata address from a process in the group.
-    fn ask(&self, node: &Namespace) -> String {
-        let script = format!(
-            "echo $$ > {}/pod-1/cgroup.procs; exec 3<>/dev/tcp/169.254.169.254/80 && echo hello >&3 && read -t 3 line <&3 && echo $line",
-            self.0.display()
-        );
-        let ask = || {
-            let mut command = Command::new("timeout");
-            command
-                .args(["3", "bash", "-c", &script])
-                .stderr(Stdio::null());
-            command.output().unwrap()
-        };
-        String::from_utf8(node.within(ask).stdout).unwrap()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(self.0.join("pod-1"));
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
-/// The hierarchy of version 2 where the tools look for it, for this thread and its children alone.
-fn show_groups() {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    mount(
-        Some("none"),
-        "/sys/fs/cgroup",
-        Some("cgroup2"),
-        MsFlags::empty(),
-        none,
-    )
-    .unwrap();
-}
-
-#[rstest]
-#[case(Way::Nftables)]
-#[case(Way::IptablesNft)]
-#[case(Way::IptablesLegacy)]
-fn pods_on_the_hosts_network_are_told_from_the_nodes_own_processes(#[case] way: Way) {
-    let (world, group) = (World::new(), Group::new());
-    let backend = way.on(&world);
-    let nmi = world.nmi(NMI);
-    let rules = Rules {
-        host_network: HostNetwork::Pods {
-            cgroup: group.name(),
-        },
-        ..Rules::default()
-    };
-    assert!(
-        group.ask(&world.node).starts_with("azure "),
-        "a pod on the host's network is as the node without the rules"
-    );
-    let stands = world.node.within(|| {
-        show_groups();
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(async {
-                backend.apply(&rules).await.unwrap();
-                backend.verify(&rules).await.unwrap()
-            })
-    });
-    assert!(stands);
-    assert_eq!(
-        group.ask(&world.node).trim(),
-        "nmi 10.88.0.1 169.254.169.254:80"
-    );
-    assert!(
-        world.node.ask(METADATA).unwrap().starts_with("azure "),
-        "the node itself is not served"
-    );
-    let before = world.azure.accepted();
-    drop(nmi);
-    assert_eq!(group.ask(&world.node), "", "somebody answered");
-    world.node.run("ip rule del pref 88");
-    assert_eq!(group.ask(&world.node), "", "somebody answered");
-    assert_eq!(world.azure.accepted(), before);
-    assert!(world.pod.ask(METADATA).is_err());
 }
 
 #[rstest]

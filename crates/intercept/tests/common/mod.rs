@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "not every test file needs all of it")]
 
+pub mod group;
 pub mod way;
 
 use std::fmt::Display;

@@ -185,7 +185,7 @@ enum How {
 enum Host {
     /// Nobody's
     Off,
-    /// That of pods, by the kubelet's control group; needs control groups of version 2, and the host's /sys/fs/cgroup
+    /// That of pods, by eBPF on the kubelet's control group of version 2; needs the capability BPF, the host's /sys/fs/cgroup and /sys/fs/bpf
     Pods,
     /// Everybody's, the kubelet's and Azure's own agents' too
     All,
@@ -286,7 +286,7 @@ impl Nmi {
             Host::All => Ok(HostNetwork::All),
             // What is in place is removed whatever it is.
             Host::Pods if !self.interception.cleanup && self.interception.how != How::Withdraw => HostNetwork::pods().context(
-                "--intercept-host-network=pods: the kubelet's control group kubepods is not to be seen; give the DaemonSet the host's /sys/fs/cgroup, of version 2",
+                "--intercept-host-network=pods: no control group kubepods of the kubelet's is to be seen with this process in it; run podid nmi as a pod and give the DaemonSet the host's /sys/fs/cgroup, of version 2",
             ),
             Host::Off | Host::Pods => Ok(HostNetwork::Off),
         }

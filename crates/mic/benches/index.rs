@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use podid_mic::bench::{Machine, Work};
+use podid_mic::bench::{OfflineController, Work};
 use podid_policy::facts::{
     BindingFacts, IdentityFacts, IdentitySource, ObjectKey, PodFacts, PodPhase,
 };
@@ -111,7 +111,7 @@ fn apart(pods: usize) -> Outcome<Vec<f64>> {
 }
 
 fn measure(pods: usize) -> Outcome<Vec<f64>> {
-    let mut machine = Machine::default();
+    let mut machine = OfflineController::default();
     furnish(&mut machine)?;
     let (empty, before) = (memory()?, cpu()?);
     for n in 0..pods {
@@ -166,7 +166,7 @@ fn events(expected: impl Fn(Work) -> bool, mut event: impl FnMut(usize) -> Work)
     Ok(micros(best) / BATCH as f64)
 }
 
-fn furnish(machine: &mut Machine) -> Outcome<()> {
+fn furnish(machine: &mut OfflineController) -> Outcome<()> {
     for n in 0..NODES {
         let (set, instance) = (n % SETS, n / SETS);
         machine.node(&node(n), &format!("azure:///subscriptions/5d1a0000-0000-4000-8000-00000000aaaa/resourceGroups/nodes/providers/Microsoft.Compute/virtualMachineScaleSets/aks-pool{set}-31045872-vmss/virtualMachines/{instance}"));

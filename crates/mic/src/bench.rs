@@ -11,11 +11,11 @@ use podid_policy::ids::HostKey;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::assigned::{Object, Step, Watched, decide};
+use crate::assigned::{AssignedObject, ObjectWrite, WatchedAssignedIdentity, decide};
 use crate::config::Config;
 use crate::host::Move;
-use crate::host::cloud::OnHost;
-use crate::index::{Effects, Meta, State};
+use crate::host::cloud::HostIdentities;
+use crate::index::{Effects, Index, Meta};
 
 /// What an event led to, when all that follows from it has been done.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -31,15 +31,15 @@ pub struct Work {
 }
 
 /// A controller for which the API server and Azure do at once whatever they are asked.
-pub struct Machine {
-    state: State,
+pub struct OfflineController {
+    index: Index,
     config: Config,
-    azure: HashMap<Arc<HostKey>, OnHost>,
+    azure: HashMap<Arc<HostKey>, HostIdentities>,
     leading: bool,
     version: u64,
 }
 
-impl Default for Machine {
+impl Default for OfflineController {
     fn default() -> Self {
         let config = Config {
             settle: Duration::ZERO,
@@ -47,7 +47,7 @@ impl Default for Machine {
             ..Config::new("mic", "default")
         };
         Self {
-            state: State::new(config.scope),
+            index: Index::new(config.scope),
             config,
             azure: HashMap::new(),
             leading: false,
@@ -56,42 +56,42 @@ impl Default for Machine {
     }
 }
 
-impl Machine {
+impl OfflineController {
     /// A node with this provider id was seen.
     pub fn node(&mut self, name: &str, provider_id: &str) -> Work {
         let host = HostKey::from_provider_id(provider_id).ok();
-        self.step(|state| state.apply_node(name, host))
+        self.step(|index| index.apply_node(name, host))
     }
 
     /// An AzureIdentity was seen.
     pub fn identity(&mut self, identity: IdentityFacts) -> Work {
-        self.step(|state| state.apply_identity(identity, Meta::default()))
+        self.step(|index| index.apply_identity(identity, Meta::default()))
     }
 
     /// An AzureIdentityBinding was seen.
     pub fn binding(&mut self, binding: BindingFacts) -> Work {
-        self.step(|state| state.apply_binding(binding, Meta::default()))
+        self.step(|index| index.apply_binding(binding, Meta::default()))
     }
 
     /// A pod was seen.
     pub fn pod(&mut self, pod: PodFacts) -> Work {
-        self.step(|state| state.apply_pod(pod))
+        self.step(|index| index.apply_pod(pod))
     }
 
     /// A pod is gone.
     pub fn delete_pod(&mut self, key: &ObjectKey) -> Work {
-        self.step(|state| state.delete_pod(key))
+        self.step(|index| index.delete_pod(key))
     }
 
     /// Begins to lead: everything that was seen is brought about.
     pub fn lead(&mut self) -> Work {
         self.leading = true;
         let mut work = Work::default();
-        let hosts: Vec<_> = self.state.hosts.keys().cloned().collect();
+        let hosts: Vec<_> = self.index.hosts.keys().cloned().collect();
         for host in hosts {
             self.wake(&host, &mut work);
         }
-        let keys = self.state.all_keys();
+        let keys = self.index.all_keys();
         self.settle(keys, &mut work);
         work
     }
@@ -99,9 +99,9 @@ impl Machine {
     /// Compares every host with Azure, as happens now and then.
     pub fn compare(&mut self) -> Work {
         let mut work = Work::default();
-        let keys: Vec<_> = self.state.hosts.keys().cloned().collect();
+        let keys: Vec<_> = self.index.hosts.keys().cloned().collect();
         for key in keys {
-            let State { desired, hosts, .. } = &mut self.state;
+            let Index { desired, hosts, .. } = &mut self.index;
             let mut touched = BTreeSet::new();
             if let Some(host) = hosts.get_mut(&key) {
                 let shown = self.azure.get(&key).cloned().unwrap_or_default();
@@ -118,11 +118,11 @@ impl Machine {
 
     /// How many objects there are.
     pub fn objects(&self) -> usize {
-        self.state.objects.len()
+        self.index.objects.len()
     }
 
-    fn step(&mut self, step: impl FnOnce(&mut State) -> Effects) -> Work {
-        let effects = step(&mut self.state);
+    fn step(&mut self, step: impl FnOnce(&mut Index) -> Effects) -> Work {
+        let effects = step(&mut self.index);
         let mut work = Work::default();
         if self.leading {
             self.settle(effects.keys, &mut work);
@@ -136,7 +136,7 @@ impl Machine {
                 keys.extend(self.wake(&host, work));
             }
             work.looked_at += 1;
-            let (steps, _) = decide(&mut self.state, &key, &self.config);
+            let (steps, _) = decide(&mut self.index, &key, &self.config);
             for step in steps {
                 work.writes += 1;
                 keys.extend(self.write(step));
@@ -146,24 +146,24 @@ impl Machine {
 
     /// The hosts that an assignment is about: the one where it must be, and those where its objects show it.
     fn hosts_of(&self, key: &AssignmentKey) -> BTreeSet<Arc<HostKey>> {
-        let wanted = self.state.desired.get(key).map(|found| &found.node);
-        let shown = self.state.objects_of(key);
+        let wanted = self.index.desired.get(key).map(|found| &found.node);
+        let shown = self.index.objects_of(key);
         let shown = shown.iter().map(|object| object.node());
         let nodes = shown.chain(wanted.map(|node| &**node));
         nodes
-            .filter_map(|node| self.state.desired.host_of(node).cloned())
+            .filter_map(|node| self.index.desired.host_of(node).cloned())
             .collect()
     }
 
     /// What a host's worker does once woken. Returns whose objects may have to change.
     fn wake(&mut self, key: &Arc<HostKey>, work: &mut Work) -> BTreeSet<AssignmentKey> {
         let mut touched = BTreeSet::new();
-        let State {
+        let Index {
             desired,
             hosts,
             quarantine,
             ..
-        } = &mut self.state;
+        } = &mut self.index;
         let Some(host) = hosts.get_mut(key) else {
             return touched;
         };
@@ -195,23 +195,23 @@ impl Machine {
     }
 
     /// Does as the API server would. Returns whose objects changed, as the watch tells it.
-    fn write(&mut self, step: Step) -> BTreeSet<AssignmentKey> {
+    fn write(&mut self, step: ObjectWrite) -> BTreeSet<AssignmentKey> {
         match step {
-            Step::Create(_, body) => self.store(body),
+            ObjectWrite::Create(_, body) => self.store(body),
             // What an object is changed to is what would be made were it not there.
-            Step::Patch(key, _) => {
-                let keys = self.state.delete_object(&key).keys;
+            ObjectWrite::Patch(key, _) => {
+                let keys = self.index.delete_object(&key).keys;
                 for assignment in &keys {
-                    let (steps, _) = decide(&mut self.state, assignment, &self.config);
+                    let (steps, _) = decide(&mut self.index, assignment, &self.config);
                     for step in steps {
-                        if let Step::Create(_, body) = step {
+                        if let ObjectWrite::Create(_, body) = step {
                             self.store(body);
                         }
                     }
                 }
                 keys
             }
-            Step::Remove { key, .. } => self.state.delete_object(&key).keys,
+            ObjectWrite::Remove { key, .. } => self.index.delete_object(&key).keys,
         }
     }
 
@@ -220,9 +220,9 @@ impl Machine {
         let version = self.version;
         body["metadata"]["resourceVersion"] = json!(version.to_string());
         body["metadata"]["uid"] = json!(format!("7d4b9c00-0000-4000-8000-{version:012}"));
-        let seen = serde_json::from_value::<Watched>(body).ok();
-        let object = seen.and_then(|seen| Object::read(seen).ok());
-        let effects = object.map(|object| self.state.apply_object(object));
+        let seen = serde_json::from_value::<WatchedAssignedIdentity>(body).ok();
+        let object = seen.and_then(|seen| AssignedObject::read(seen).ok());
+        let effects = object.map(|object| self.index.apply_object(object));
         effects.unwrap_or_default().keys
     }
 }

@@ -11,21 +11,24 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::assigned::queue::Queue;
 use crate::config::Config;
-use crate::host::cloud::Hosts;
-use crate::host::ownership::Records;
-use crate::index::{Effects, State};
+use crate::host::cloud::HostClient;
+use crate::host::ownership::OwnershipRecords;
+use crate::index::{Effects, Index};
 use crate::metrics::Metrics;
-use crate::report::events::Note;
+use crate::report::events::PendingEvent;
 use crate::type_upgrade::TypeUpgrade;
+
+/// How many Events may wait to be recorded; more than that are dropped, because Events are best effort.
+const MAX_PENDING_EVENTS: usize = 256;
 
 /// Shared by all tasks.
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) client: kube::Client,
-    pub(crate) azure: Arc<dyn Hosts>,
-    pub(crate) state: Mutex<State>,
+    pub(crate) host_client: Arc<dyn HostClient>,
+    pub(crate) index: Mutex<Index>,
     pub(crate) queue: Queue,
-    pub(crate) records: Records,
+    pub(crate) records: OwnershipRecords,
     pub(crate) metrics: Metrics,
     /// Whether this replica leads and knows enough to act.
     pub(crate) ready: watch::Sender<bool>,
@@ -33,8 +36,8 @@ pub(crate) struct Context {
     pub(crate) type_upgrade: TypeUpgrade,
     /// Why writing failed last, so that an outage is logged once and not for every object.
     pub(crate) write_trouble: Mutex<String>,
-    notes: mpsc::Sender<Note>,
-    workers: mpsc::UnboundedSender<Arc<HostKey>>,
+    events: mpsc::Sender<PendingEvent>,
+    new_hosts: mpsc::UnboundedSender<Arc<HostKey>>,
 }
 
 /// Identities whose condition must be looked at.
@@ -44,24 +47,26 @@ pub(crate) struct Conditions {
     pub(crate) news: Notify,
 }
 
-/// The other ends of a [`Context`].
-pub(crate) struct Ends {
-    pub(crate) notes: mpsc::Receiver<Note>,
-    pub(crate) workers: mpsc::UnboundedReceiver<Arc<HostKey>>,
+/// The receiving ends of the channels of a [`Context`].
+pub(crate) struct Receivers {
+    /// Events to be recorded.
+    pub(crate) events: mpsc::Receiver<PendingEvent>,
+    /// Hosts that need a worker.
+    pub(crate) new_hosts: mpsc::UnboundedReceiver<Arc<HostKey>>,
 }
 
 impl Context {
     pub(crate) fn new(
         config: Config,
         client: kube::Client,
-        azure: Arc<dyn Hosts>,
-    ) -> (Arc<Self>, Ends) {
-        let (notes, notes_end) = mpsc::channel(256);
-        let (workers, workers_end) = mpsc::unbounded_channel();
+        host_client: Arc<dyn HostClient>,
+    ) -> (Arc<Self>, Receivers) {
+        let (events, pending_events) = mpsc::channel(MAX_PENDING_EVENTS);
+        let (new_hosts, hosts_without_worker) = mpsc::unbounded_channel();
         let context = Self {
-            state: Mutex::new(State::new(config.scope)),
+            index: Mutex::new(Index::new(config.scope)),
             queue: Queue::new(config.retry_interval),
-            records: Records::new(client.clone(), &config.namespace),
+            records: OwnershipRecords::new(client.clone(), &config.namespace),
             metrics: Metrics::default(),
             ready: watch::Sender::new(false),
             conditions: Conditions::default(),
@@ -69,28 +74,28 @@ impl Context {
             write_trouble: Mutex::default(),
             config,
             client,
-            azure,
-            notes,
-            workers,
+            host_client,
+            events,
+            new_hosts,
         };
-        let ends = Ends {
-            notes: notes_end,
-            workers: workers_end,
+        let receivers = Receivers {
+            events: pending_events,
+            new_hosts: hosts_without_worker,
         };
-        (Arc::new(context), ends)
+        (Arc::new(context), receivers)
     }
 
     /// Takes one step of the index and passes on what follows from it.
-    pub(crate) fn step(&self, step: impl FnOnce(&mut State) -> Effects) {
-        let effects = step(&mut self.state.lock());
+    pub(crate) fn update(&self, step: impl FnOnce(&mut Index) -> Effects) {
+        let effects = step(&mut self.index.lock());
         for host in effects.hosts {
-            let _ = self.workers.send(host);
+            let _ = self.new_hosts.send(host);
         }
-        self.look_at(effects.keys);
+        self.enqueue(effects.keys);
     }
 
     /// The objects of these assignments may have to change. Whoever begins to lead looks at all of them anyway.
-    pub(crate) fn look_at(&self, keys: BTreeSet<AssignmentKey>) {
+    pub(crate) fn enqueue(&self, keys: BTreeSet<AssignmentKey>) {
         if self.is_ready() && !keys.is_empty() {
             self.queue.add(keys);
         }
@@ -101,12 +106,12 @@ impl Context {
     }
 
     /// Records an Event soon, unless very many wait already: Events are best effort.
-    pub(crate) fn note(&self, note: Note) {
-        let _ = self.notes.try_send(note);
+    pub(crate) fn record_event(&self, event: PendingEvent) {
+        let _ = self.events.try_send(event);
     }
 
     /// The conditions of these identities may have to change.
-    pub(crate) fn doubt_conditions(&self, identities: BTreeSet<ObjectKey>) {
+    pub(crate) fn recheck_conditions(&self, identities: BTreeSet<ObjectKey>) {
         if self.is_ready() && !identities.is_empty() {
             self.conditions.dirty.lock().extend(identities);
             self.conditions.news.notify_one();

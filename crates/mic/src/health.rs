@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::metrics::Gauges;
-use crate::watches::Healths;
+use crate::watches::WatchStatuses;
 
 /// `/healthz`: always 200; the body is `Active` while this replica leads and acts, else `Not Active`.
 pub(crate) fn probe(context: Arc<Context>) -> Router {
@@ -25,18 +25,18 @@ pub(crate) fn probe(context: Arc<Context>) -> Router {
 }
 
 /// `/metrics` in the Prometheus text format.
-pub(crate) fn metrics(context: Arc<Context>, healths: Healths) -> Router {
-    let healths = Arc::new(healths);
+pub(crate) fn metrics(context: Arc<Context>, watch_statuses: WatchStatuses) -> Router {
+    let watch_statuses = Arc::new(watch_statuses);
     let answer = move || async move {
-        let text = context.metrics.text(&gauges(&context, &healths));
+        let text = context.metrics.text(&gauges(&context, &watch_statuses));
         ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text)
     };
     Router::new().route("/metrics", get(answer))
 }
 
-fn gauges(context: &Context, healths: &Healths) -> Gauges {
+fn gauges(context: &Context, watch_statuses: &WatchStatuses) -> Gauges {
     let now = tokio::time::Instant::now();
-    let state = context.state.lock();
+    let index = context.index.lock();
     let of = |(kind, health): &(
         _,
         tokio::sync::watch::Receiver<podid_cluster::watch::WatchStatus>,
@@ -45,21 +45,21 @@ fn gauges(context: &Context, healths: &Healths) -> Gauges {
         let interrupted = health.trouble.is_some() || !health.synced;
         (*kind, interrupted, health.malformed)
     };
-    let healths: Vec<(&'static str, bool, u64)> = healths.iter().map(of).collect();
+    let watch_statuses: Vec<(&'static str, bool, u64)> = watch_statuses.iter().map(of).collect();
     Gauges {
         leading: context.is_ready(),
-        hosts: state.hosts.len(),
-        assignments: state.desired.assignments().count(),
-        quarantined: state.quarantine.len(),
-        troubled: state.hosts.values().filter(|h| h.trouble.is_some()).count(),
-        lag: state
+        hosts: index.hosts.len(),
+        assignments: index.desired.assignments().count(),
+        quarantined: index.quarantine.len(),
+        troubled: index.hosts.values().filter(|h| h.trouble.is_some()).count(),
+        lag: index
             .hosts
             .values()
             .filter_map(|h| h.lag(now))
             .max()
             .unwrap_or_default(),
-        interrupted: healths.iter().map(|h| (h.0, h.1)).collect(),
-        malformed: healths.iter().map(|h| (h.0, h.2)).collect(),
+        interrupted: watch_statuses.iter().map(|h| (h.0, h.1)).collect(),
+        malformed: watch_statuses.iter().map(|h| (h.0, h.2)).collect(),
     }
 }
 

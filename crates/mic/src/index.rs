@@ -9,7 +9,7 @@ use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use podid_policy::matching::Scope;
 use tokio::time::Instant;
 
-use crate::assigned::Object;
+use crate::assigned::AssignedObject;
 use crate::host::cloud::{Fault, HostError};
 use crate::host::quarantine::Quarantine;
 use crate::host::{Host, Owned};
@@ -32,10 +32,10 @@ impl Effects {
 }
 
 /// Everything the controller knows.
-pub(crate) struct State {
+pub(crate) struct Index {
     pub(crate) desired: DesiredState,
     /// The AzureAssignedIdentity objects, a few fields of each.
-    pub(crate) objects: HashMap<ObjectKey, Object>,
+    pub(crate) objects: HashMap<ObjectKey, AssignedObject>,
     by_key: HashMap<AssignmentKey, Vec<ObjectKey>>,
     pub(crate) hosts: HashMap<Arc<HostKey>, Host>,
     /// `metadata.uid` and `resourceVersion` of identities and bindings.
@@ -44,7 +44,7 @@ pub(crate) struct State {
     /// What Azure refuses to attach.
     pub(crate) quarantine: Quarantine,
     /// Whose identities are which, where the question came up.
-    pub(crate) truths: HashMap<ResourceId, Truth>,
+    pub(crate) client_id_answers: HashMap<ResourceId, ClientIdAnswer>,
     /// Identities that were accepted by the API server and cannot be used, and why.
     pub(crate) malformed: HashMap<ObjectKey, (Meta, String)>,
     /// Nodes that were seen, whatever is behind them.
@@ -52,7 +52,7 @@ pub(crate) struct State {
 }
 
 /// What Azure told about an identity that is not what it seemed.
-pub(crate) struct Truth {
+pub(crate) struct ClientIdAnswer {
     pub(crate) asked: Instant,
     /// Its client id; `None` when it does not exist.
     pub(crate) told: Result<Option<ClientId>, HostError>,
@@ -67,7 +67,7 @@ pub(crate) struct Meta {
     pub(crate) condition: Option<Condition>,
 }
 
-impl State {
+impl Index {
     pub(crate) fn new(scope: Scope) -> Self {
         Self {
             desired: DesiredState::new(scope),
@@ -77,7 +77,7 @@ impl State {
             identities: HashMap::new(),
             bindings: HashMap::new(),
             quarantine: Quarantine::default(),
-            truths: HashMap::new(),
+            client_id_answers: HashMap::new(),
             malformed: HashMap::new(),
             node_names: HashSet::new(),
         }
@@ -111,7 +111,7 @@ impl State {
         let before = self.identities.insert(identity.key.clone(), meta.clone());
         let edited = before.is_none_or(|before| before.generation != meta.generation);
         if let Some(id) = identity.resource_id().filter(|_| edited) {
-            self.pardon(id);
+            self.retry_now(id);
             for host in self.hosts.values_mut() {
                 host.compare(id, &identity.client_id);
             }
@@ -140,7 +140,7 @@ impl State {
     }
 
     /// An AzureAssignedIdentity exists and looks like this. What is older than what is known is ignored.
-    pub(crate) fn apply_object(&mut self, mut object: Object) -> Effects {
+    pub(crate) fn apply_object(&mut self, mut object: AssignedObject) -> Effects {
         let key = object.key.clone();
         if self
             .objects
@@ -176,7 +176,7 @@ impl State {
     }
 
     /// The objects that show an assignment.
-    pub(crate) fn objects_of(&self, key: &AssignmentKey) -> Vec<&Object> {
+    pub(crate) fn objects_of(&self, key: &AssignmentKey) -> Vec<&AssignedObject> {
         let keys = self.by_key.get(key).into_iter().flatten();
         keys.filter_map(|key| self.objects.get(key)).collect()
     }
@@ -231,13 +231,13 @@ impl State {
     }
 
     /// What is known of Azure may be outdated: another led meanwhile.
-    pub(crate) fn doubt(&mut self) {
+    pub(crate) fn invalidate(&mut self) {
         self.quarantine = Quarantine::default();
-        self.truths.clear();
+        self.client_id_answers.clear();
         for host in self.hosts.values_mut() {
             host.owned.clear();
             host.recorded.clear();
-            host.doubt();
+            host.invalidate();
         }
     }
 
@@ -248,14 +248,14 @@ impl State {
         gone.cloned().collect()
     }
 
-    fn pardon(&mut self, id: &ResourceId) {
-        self.truths.remove(id);
-        if self.quarantine.pardon(id, Instant::now()) {
+    fn retry_now(&mut self, id: &ResourceId) {
+        self.client_id_answers.remove(id);
+        if self.quarantine.retry_now(id, Instant::now()) {
             self.wake_hosts_of(id);
         }
     }
 
-    fn still_named(&self, old: &Object, key: &ObjectKey) -> bool {
+    fn still_named(&self, old: &AssignedObject, key: &ObjectKey) -> bool {
         self.objects
             .get(key)
             .is_some_and(|new| new.assignment == old.assignment)

@@ -8,17 +8,17 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::watches::Healths;
+use crate::watches::WatchStatuses;
 
 /// Keeps `ready` true through every term, until shutdown.
 pub(crate) async fn serve(
     context: Arc<Context>,
     mut leading: Receiver<bool>,
-    healths: Healths,
+    watch_statuses: WatchStatuses,
     shutdown: CancellationToken,
 ) {
     let term = async {
-        for (_, mut health) in healths {
+        for (_, mut health) in watch_statuses {
             if health.wait_for(|health| health.synced).await.is_err() {
                 return;
             }
@@ -60,17 +60,17 @@ async fn begin(context: &Context) {
             }
         }
     };
-    context.state.lock().doubt();
+    context.index.lock().invalidate();
     for (host, owned) in records {
-        context.step(|state| state.recall(host, owned));
+        context.update(|index| index.recall(host, owned));
     }
     context.ready.send_replace(true);
-    let all = context.state.lock().all_keys();
+    let all = context.index.lock().all_keys();
     tracing::info!(assignments = all.len(), "leading");
-    context.look_at(all);
+    context.enqueue(all);
     context.type_upgrade.begin();
-    let doubtful = context.state.lock().not_ready();
-    context.doubt_conditions(doubtful);
+    let doubtful = context.index.lock().not_ready();
+    context.recheck_conditions(doubtful);
 }
 
 /// Looks at every object again now and then, until shutdown.
@@ -80,7 +80,7 @@ pub(crate) async fn resync(context: Arc<Context>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             () = sleep(context.config.sync_interval) => {}
         }
-        let all = context.state.lock().all_keys();
-        context.look_at(all);
+        let all = context.index.lock().all_keys();
+        context.enqueue(all);
     }
 }

@@ -10,10 +10,10 @@
 mod assigned;
 #[doc(hidden)]
 pub mod bench;
-pub mod config;
+mod config;
 mod context;
 mod health;
-pub mod host;
+mod host;
 mod index;
 mod leadership;
 mod metrics;
@@ -44,7 +44,7 @@ use crate::host::worker;
 use crate::report::{conditions, events};
 
 pub use config::Config;
-pub use host::cloud::Hosts;
+pub use host::cloud::{Fault, HostChange, HostClient, HostError, HostIdentities, MAX_CHANGE};
 
 /// Why the controller stopped before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -90,16 +90,16 @@ impl Listeners {
 pub struct Mic {
     config: Config,
     client: kube::Client,
-    hosts: Arc<dyn Hosts>,
+    host_client: Arc<dyn HostClient>,
 }
 
 impl Mic {
     /// Makes a controller that has not started yet.
-    pub fn new(config: Config, client: kube::Client, hosts: Arc<dyn Hosts>) -> Self {
+    pub fn new(config: Config, client: kube::Client, host_client: Arc<dyn HostClient>) -> Self {
         Self {
             config,
             client,
-            hosts,
+            host_client,
         }
     }
 
@@ -124,13 +124,13 @@ impl Mic {
         listeners: Listeners,
         shutdown: CancellationToken,
     ) -> Result<(), MicError> {
-        let (context, ends) = Context::new(self.config, self.client, self.hosts);
+        let (context, receivers) = Context::new(self.config, self.client, self.host_client);
         let mut tasks = JoinSet::new();
-        let healths = watches::start(&context, &mut tasks, &shutdown);
-        start_leading(&context, &mut tasks, healths.clone(), &shutdown);
-        start_writing(&context, &mut tasks, ends.notes, &shutdown);
+        let watch_statuses = watches::start(&context, &mut tasks, &shutdown);
+        start_leading(&context, &mut tasks, watch_statuses.clone(), &shutdown);
+        start_writing(&context, &mut tasks, receivers.events, &shutdown);
         let probe = health::probe(context.clone());
-        let metrics = health::metrics(context.clone(), healths);
+        let metrics = health::metrics(context.clone(), watch_statuses);
         for (listener, router) in [(listeners.probe, probe), (listeners.metrics, metrics)] {
             let shutdown = shutdown.clone();
             tasks.spawn(async move {
@@ -138,14 +138,14 @@ impl Mic {
                 "HTTP"
             });
         }
-        oversee(&context, tasks, ends.workers, &shutdown).await
+        oversee(&context, tasks, receivers.new_hosts, &shutdown).await
     }
 }
 
 fn start_leading(
     context: &Arc<Context>,
     tasks: &mut JoinSet<&'static str>,
-    healths: watches::Healths,
+    watch_statuses: watches::WatchStatuses,
     shutdown: &CancellationToken,
 ) {
     let config = &context.config;
@@ -161,7 +161,7 @@ fn start_leading(
         racing.await;
         "leader lease"
     });
-    let term = leadership::serve(context.clone(), leading, healths, shutdown.clone());
+    let term = leadership::serve(context.clone(), leading, watch_statuses, shutdown.clone());
     tasks.spawn(async move {
         term.await;
         "term"
@@ -176,7 +176,7 @@ fn start_leading(
 fn start_writing(
     context: &Arc<Context>,
     tasks: &mut JoinSet<&'static str>,
-    notes_end: mpsc::Receiver<events::Note>,
+    pending_events: mpsc::Receiver<events::PendingEvent>,
     shutdown: &CancellationToken,
 ) {
     for _ in 0..context.config.parallel_writes.max(1) {
@@ -203,7 +203,7 @@ fn start_writing(
         "podid-mic",
         &context.config.instance,
     );
-    let recording = events::record(events, notes_end, shutdown.clone());
+    let recording = events::record(events, pending_events, shutdown.clone());
     tasks.spawn(async move {
         recording.await;
         "Events"

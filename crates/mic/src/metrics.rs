@@ -18,13 +18,13 @@ const CLOUD_BUCKETS: [f64; 11] = [
 
 /// A write of an AzureAssignedIdentity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Write {
+pub(crate) enum WriteKind {
     Addition,
     Update,
     Deletion,
 }
 
-impl Write {
+impl WriteKind {
     fn name(self) -> &'static str {
         match self {
             Self::Addition => "addition",
@@ -54,7 +54,7 @@ impl Histogram {
 
 #[derive(Default)]
 struct Numbers {
-    writes: BTreeMap<Write, Histogram>,
+    writes: BTreeMap<WriteKind, Histogram>,
     cloud: BTreeMap<&'static str, Histogram>,
     cloud_errors: BTreeMap<&'static str, u64>,
     api_errors: BTreeMap<&'static str, u64>,
@@ -82,17 +82,17 @@ pub(crate) struct Gauges {
 }
 
 impl Metrics {
-    pub(crate) fn wrote(&self, write: Write, took: Duration) {
+    pub(crate) fn wrote(&self, write: WriteKind, took: Duration) {
         let mut numbers = self.0.lock();
         let histogram = numbers.writes.entry(write).or_default();
         histogram.observe(&OBJECT_BUCKETS, took.as_secs_f64());
     }
 
-    pub(crate) fn write_failed(&self, write: Write) {
+    pub(crate) fn write_failed(&self, write: WriteKind) {
         let operation = match write {
-            Write::Addition => "assigned_identity_addition",
-            Write::Update => "assigned_identity_update",
-            Write::Deletion => "assigned_identity_deletion",
+            WriteKind::Addition => "assigned_identity_addition",
+            WriteKind::Update => "assigned_identity_update",
+            WriteKind::Deletion => "assigned_identity_deletion",
         };
         *self.0.lock().api_errors.entry(operation).or_default() += 1;
     }
@@ -128,7 +128,7 @@ impl Metrics {
         let numbers = self.0.lock();
         let mut out = Text(String::new());
         let none = Histogram::default();
-        for write in [Write::Addition, Write::Update, Write::Deletion] {
+        for write in [WriteKind::Addition, WriteKind::Update, WriteKind::Deletion] {
             let histogram = numbers.writes.get(&write).unwrap_or(&none);
             let name = format!("{PREFIX}assigned_identity_{}", write.name());
             let help = format!("AzureAssignedIdentity objects: {}", write.name());
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn names_are_those_people_have_dashboards_for() {
         let metrics = Metrics::default();
-        metrics.wrote(Write::Addition, Duration::from_millis(15));
+        metrics.wrote(WriteKind::Addition, Duration::from_millis(15));
         metrics.cloud(
             "vmss_update",
             Duration::from_secs(7),
@@ -299,7 +299,7 @@ mod tests {
         );
         metrics.cycle(Duration::from_secs(7));
         metrics.elected();
-        metrics.write_failed(Write::Deletion);
+        metrics.write_failed(WriteKind::Deletion);
         let text = metrics.text(&Gauges {
             leading: true,
             interrupted: vec![("Pod", false)],

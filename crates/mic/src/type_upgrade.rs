@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 
 /// Somebody who applies the old spelling again and again is not followed faster than this.
-const PATIENCE: Duration = Duration::from_secs(600);
+const REWRITE_COOLDOWN: Duration = Duration::from_secs(600);
 /// How often what could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -57,7 +57,10 @@ pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
     loop {
         let found = context.type_upgrade.found.lock().clone();
         for which in found.iter().filter(|_| context.is_ready()) {
-            if done.get(which).is_some_and(|at| at.elapsed() < PATIENCE) {
+            if done
+                .get(which)
+                .is_some_and(|at| at.elapsed() < REWRITE_COOLDOWN)
+            {
                 continue;
             }
             let rewritten = tokio::select! {
@@ -73,7 +76,7 @@ pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
                 Err(error) => complain(&mut said, which, &error),
             }
         }
-        done.retain(|_, at| at.elapsed() < PATIENCE);
+        done.retain(|_, at| at.elapsed() < REWRITE_COOLDOWN);
         let left = !context.type_upgrade.found.lock().is_empty();
         let again = async {
             if left {

@@ -21,9 +21,9 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::assigned::{Object, Watched};
+use crate::assigned::{AssignedObject, WatchedAssignedIdentity};
 use crate::context::Context;
-use crate::index::{Effects, Meta, State};
+use crate::index::{Effects, Index, Meta};
 use crate::report::conditions::Condition;
 use crate::report::events;
 
@@ -78,19 +78,19 @@ struct WatchedIdentity {
 }
 
 /// How a watch is doing, by kind.
-pub(crate) type Healths = Vec<(&'static str, tokio::sync::watch::Receiver<WatchStatus>)>;
+pub(crate) type WatchStatuses = Vec<(&'static str, tokio::sync::watch::Receiver<WatchStatus>)>;
 
 /// Starts all watches.
 pub(crate) fn start(
     context: &Arc<Context>,
     tasks: &mut JoinSet<&'static str>,
     shutdown: &CancellationToken,
-) -> Healths {
+) -> WatchStatuses {
     let mut start = Start {
         context,
         tasks,
         shutdown,
-        healths: Vec::new(),
+        watch_statuses: Vec::new(),
     };
     let labelled = watcher::Config::default().labels(BINDING_LABEL);
     start.watch::<WatchedPod>("Pod", labelled, pods);
@@ -99,15 +99,15 @@ pub(crate) fn start(
     start.watch::<WatchedIdentity>("AzureIdentity", all(), identities);
     start.watch::<AzureIdentityBinding>("AzureIdentityBinding", all(), bindings);
     start.watch::<AzurePodIdentityException>("AzurePodIdentityException", all(), exceptions);
-    start.watch::<Watched>("AzureAssignedIdentity", all(), objects);
-    start.healths
+    start.watch::<WatchedAssignedIdentity>("AzureAssignedIdentity", all(), objects);
+    start.watch_statuses
 }
 
 struct Start<'a> {
     context: &'a Arc<Context>,
     tasks: &'a mut JoinSet<&'static str>,
     shutdown: &'a CancellationToken,
-    healths: Healths,
+    watch_statuses: WatchStatuses,
 }
 
 impl Start<'_> {
@@ -120,7 +120,7 @@ impl Start<'_> {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
         let (sender, health) = tokio::sync::watch::channel(WatchStatus::default());
-        self.healths.push((kind, health));
+        self.watch_statuses.push((kind, health));
         let api: Api<Lenient<K>> = Api::all(self.context.client.clone());
         let (context, shutdown) = (self.context.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
@@ -133,12 +133,12 @@ impl Start<'_> {
 
 fn pods(context: &Context, change: Change<WatchedPod>) {
     match change {
-        Change::Applied(pod) => context.step(|state| state.apply_pod(pod_facts(pod))),
-        Change::Deleted(key) => context.step(|state| state.delete_pod(&key)),
+        Change::Applied(pod) => context.update(|index| index.apply_pod(pod_facts(pod))),
+        Change::Deleted(key) => context.update(|index| index.delete_pod(&key)),
         Change::Listed(listed) => {
-            let gone = context.state.lock().desired.pods().not_in(&listed);
+            let gone = context.index.lock().desired.pods().not_in(&listed);
             for key in gone {
-                context.step(|state| state.delete_pod(&key));
+                context.update(|index| index.delete_pod(&key));
             }
         }
     }
@@ -174,13 +174,13 @@ fn nodes(context: &Context, change: Change<WatchedNode>) {
         Change::Applied(node) => {
             let name = node.name_any();
             let host = host_of(&name, node.spec.provider_id.as_deref());
-            context.step(|state| state.apply_node(&name, host));
+            context.update(|index| index.apply_node(&name, host));
         }
-        Change::Deleted(key) => context.step(|state| state.delete_node(&key.name)),
+        Change::Deleted(key) => context.update(|index| index.delete_node(&key.name)),
         Change::Listed(listed) => {
-            let gone = context.state.lock().missing_nodes(&listed);
+            let gone = context.index.lock().missing_nodes(&listed);
             for name in gone {
-                context.step(|state| state.delete_node(&name));
+                context.update(|index| index.delete_node(&name));
             }
         }
     }
@@ -211,23 +211,23 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
                 ..meta(&identity)
             };
             match identity.facts() {
-                Ok(facts) => context.step(|state| state.apply_identity(facts, meta)),
+                Ok(facts) => context.update(|index| index.apply_identity(facts, meta)),
                 Err(error) => {
-                    malformed(context, &identity, &error, State::delete_identity);
+                    malformed(context, &identity, &error, Index::delete_identity);
                     let entry = (meta, error.to_string());
-                    let mut state = context.state.lock();
-                    state.malformed.insert(key.clone(), entry);
+                    let mut index = context.index.lock();
+                    index.malformed.insert(key.clone(), entry);
                 }
             }
-            if !context.state.lock().is_ready(&key) {
-                context.doubt_conditions(BTreeSet::from([key]));
+            if !context.index.lock().is_ready(&key) {
+                context.recheck_conditions(BTreeSet::from([key]));
             }
         }
-        Change::Deleted(key) => context.step(|state| state.delete_identity(&key)),
+        Change::Deleted(key) => context.update(|index| index.delete_identity(&key)),
         Change::Listed(listed) => {
-            let gone = context.state.lock().desired.identities().not_in(&listed);
+            let gone = context.index.lock().desired.identities().not_in(&listed);
             for key in gone {
-                context.step(|state| state.delete_identity(&key));
+                context.update(|index| index.delete_identity(&key));
             }
         }
     }
@@ -242,16 +242,16 @@ fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
             match binding.facts() {
                 Ok(facts) => {
                     let meta = meta(&binding);
-                    context.step(|state| state.apply_binding(facts, meta));
+                    context.update(|index| index.apply_binding(facts, meta));
                 }
-                Err(error) => malformed(context, &binding, &error, State::delete_binding),
+                Err(error) => malformed(context, &binding, &error, Index::delete_binding),
             }
         }
-        Change::Deleted(key) => context.step(|state| state.delete_binding(&key)),
+        Change::Deleted(key) => context.update(|index| index.delete_binding(&key)),
         Change::Listed(listed) => {
-            let gone = context.state.lock().desired.bindings().not_in(&listed);
+            let gone = context.index.lock().desired.bindings().not_in(&listed);
             for key in gone {
-                context.step(|state| state.delete_binding(&key));
+                context.update(|index| index.delete_binding(&key));
             }
         }
     }
@@ -266,22 +266,22 @@ fn exceptions(context: &Context, change: Change<AzurePodIdentityException>) {
     }
 }
 
-fn objects(context: &Context, change: Change<Watched>) {
+fn objects(context: &Context, change: Change<WatchedAssignedIdentity>) {
     match change {
         Change::Applied(seen) => {
             let name = key(&seen);
-            match Object::read(seen) {
-                Ok(object) => context.step(|state| state.apply_object(object)),
+            match AssignedObject::read(seen) {
+                Ok(object) => context.update(|index| index.apply_object(object)),
                 Err(error) => {
                     tracing::warn!(object = %name, reason = %error, "an AzureAssignedIdentity cannot be read and is left alone");
                 }
             }
         }
-        Change::Deleted(key) => context.step(|state| state.delete_object(&key)),
+        Change::Deleted(key) => context.update(|index| index.delete_object(&key)),
         Change::Listed(listed) => {
-            let gone = context.state.lock().objects.keys().not_in(&listed);
+            let gone = context.index.lock().objects.keys().not_in(&listed);
             for key in gone {
-                context.step(|state| state.delete_object(&key));
+                context.update(|index| index.delete_object(&key));
             }
         }
     }
@@ -292,16 +292,16 @@ fn malformed<K: Resource<DynamicType = ()>>(
     context: &Context,
     object: &K,
     error: &podid_api::ObjectError,
-    delete: fn(&mut State, &ObjectKey) -> Effects,
+    delete: fn(&mut Index, &ObjectKey) -> Effects,
 ) {
     let (kind, name) = (K::kind(&()), key(object));
     tracing::warn!(%kind, object = %name, reason = %error, "object is malformed and counts as absent");
     if context.is_ready() {
         let uid = object.uid().unwrap_or_default();
         let note = events::of_malformed(&kind, &name, &uid, error.to_string());
-        context.note(note);
+        context.record_event(note);
     }
-    context.step(|state| delete(state, &name));
+    context.update(|index| delete(index, &name));
 }
 
 fn meta(object: &impl kube::ResourceExt) -> Meta {

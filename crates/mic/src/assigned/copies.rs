@@ -8,7 +8,7 @@ use podid_policy::facts::{BindingFacts, IdentityFacts, IdentitySource};
 use serde_json::{Value, json};
 
 /// Both copies in today's spelling. What does not apply is `null`, so that a merge patch clears it.
-pub(crate) fn copies(identity: &IdentityFacts, binding: &BindingFacts) -> (Value, Value) {
+pub(crate) fn render(identity: &IdentityFacts, binding: &BindingFacts) -> (Value, Value) {
     (identity_copy(identity), binding_copy(binding))
 }
 
@@ -69,7 +69,7 @@ fn binding_copy(binding: &BindingFacts) -> Value {
 }
 
 /// What the copies say; `None` when they cannot be read.
-pub(crate) fn read(spec: &AzureAssignedIdentitySpec) -> Option<(IdentityFacts, BindingFacts)> {
+pub(crate) fn parse(spec: &AzureAssignedIdentitySpec) -> Option<(IdentityFacts, BindingFacts)> {
     let identity = spec.azure_identity_ref.clone().map(without_nulls)?;
     let binding = spec.azure_binding_ref.clone().map(without_nulls)?;
     let identity: AzureIdentity = serde_json::from_value(identity).ok()?;

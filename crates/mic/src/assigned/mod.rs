@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use podid_api::ObjectError;
 use podid_api::assigned::{
-    AssignmentState as Stage, AzureAssignedIdentity, AzureAssignedIdentitySpec,
-    AzureAssignedIdentityStatus, FINALIZER, NODE_LABEL, SHARED_NAMESPACE, hashed_name, name,
+    AssignmentState, AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus,
+    FINALIZER, NODE_LABEL, SHARED_NAMESPACE, hashed_name, name,
 };
 use podid_policy::desired::{Assignment, AssignmentKey, DesiredState};
 use podid_policy::facts::ObjectKey;
@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
-use crate::index::State;
+use crate::index::Index;
 
 /// A longer text in a status is cut.
 const MAX_MESSAGE: usize = 1000;
@@ -32,7 +32,7 @@ const MAX_LABEL: usize = 63;
 /// An AzureAssignedIdentity as it is watched.
 #[derive(kube::Resource, Debug, Clone, Deserialize)]
 #[resource(inherit = "AzureAssignedIdentity")]
-pub(crate) struct Watched {
+pub(crate) struct WatchedAssignedIdentity {
     metadata: ObjectMeta,
     #[serde(default)]
     spec: AzureAssignedIdentitySpec,
@@ -50,7 +50,7 @@ struct WatchedStatus {
 
 /// What is kept of an AzureAssignedIdentity.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Object {
+pub(crate) struct AssignedObject {
     pub(crate) key: ObjectKey,
     pub(crate) assignment: AssignmentKey,
     version: Box<str>,
@@ -60,19 +60,19 @@ pub(crate) struct Object {
     finalizer: bool,
     other_finalizers: Box<[String]>,
     deleting: bool,
-    stage: Stage,
+    state: AssignmentState,
     message: Box<str>,
     resource: Option<ResourceId>,
     binding: Option<ObjectKey>,
     fingerprint: u64,
 }
 
-impl Object {
+impl AssignedObject {
     /// Keeps the few fields that matter.
     ///
     /// # Errors
     /// [`ObjectError`] names the field that is missing.
-    pub(crate) fn read(seen: Watched) -> Result<Self, ObjectError> {
+    pub(crate) fn read(seen: WatchedAssignedIdentity) -> Result<Self, ObjectError> {
         let status = seen.status.unwrap_or_default();
         let object = AzureAssignedIdentity {
             metadata: seen.metadata,
@@ -83,7 +83,7 @@ impl Object {
             }),
         };
         let facts = object.facts()?;
-        let copies = copies::read(&object.spec);
+        let copies = copies::parse(&object.spec);
         let labelled = object.labels().get(NODE_LABEL) == Some(&facts.node);
         let (ours, others): (Vec<_>, Vec<_>) = object
             .finalizers()
@@ -102,13 +102,13 @@ impl Object {
             finalizer: !ours.is_empty(),
             other_finalizers: others.into(),
             deleting: facts.deleting,
-            stage: facts.state,
+            state: facts.state,
             message: status.message.into(),
             resource: copies
                 .as_ref()
                 .and_then(|(identity, _)| identity.resource_id().cloned()),
             binding: facts.binding,
-            fingerprint: copies.map_or(0, |(i, b)| fingerprint(&copies::copies(&i, &b))),
+            fingerprint: copies.map_or(0, |(i, b)| fingerprint(&copies::render(&i, &b))),
             key: facts.key,
         })
     }
@@ -140,15 +140,15 @@ impl Object {
     }
 
     /// Whether this is a later state of the object than `other`. Versions that are not numbers tell nothing.
-    pub(crate) fn is_newer_than(&self, other: &Object) -> bool {
-        let number = |object: &Object| object.version.parse::<u64>().ok();
+    pub(crate) fn is_newer_than(&self, other: &AssignedObject) -> bool {
+        let number = |object: &AssignedObject| object.version.parse::<u64>().ok();
         self.uid == other.uid && number(self) > number(other) && number(other).is_some()
     }
 }
 
 /// A write to an object.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Step {
+pub(crate) enum ObjectWrite {
     /// Make it.
     Create(ObjectKey, Value),
     /// Change what differs.
@@ -164,29 +164,29 @@ pub(crate) enum Step {
 
 /// What the writes amount to, for Events.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum BindingEvent {
     /// The pod can use the identity from now on.
-    Assigned { binding: ObjectKey, node: String },
+    Applied { binding: ObjectKey, node: String },
     /// The pod can use it no longer.
     Removed { binding: ObjectKey, node: String },
 }
 
 /// Decides what to write for one assignment.
 pub(crate) fn decide(
-    state: &mut State,
+    index: &mut Index,
     key: &AssignmentKey,
     config: &Config,
-) -> (Vec<Step>, Option<News>) {
-    let objects: Vec<Object> = state.objects_of(key).into_iter().cloned().collect();
-    match state.desired.get(key).cloned() {
-        Some(assignment) => keep(state, &assignment, &objects, config.scope),
+) -> (Vec<ObjectWrite>, Option<BindingEvent>) {
+    let objects: Vec<AssignedObject> = index.objects_of(key).into_iter().cloned().collect();
+    match index.desired.get(key).cloned() {
+        Some(assignment) => keep(index, &assignment, &objects, config.scope),
         None => {
             let mut news = None;
             let mut steps = Vec::new();
-            for object in objects.iter().filter(|object| !hold(state, object, config)) {
+            for object in objects.iter().filter(|object| !hold(index, object, config)) {
                 steps.push(remove(object));
                 let binding = object.binding.clone();
-                news = news.or(binding.map(|binding| News::Removed {
+                news = news.or(binding.map(|binding| BindingEvent::Removed {
                     binding,
                     node: object.node.to_string(),
                 }));
@@ -197,32 +197,33 @@ pub(crate) fn decide(
 }
 
 fn keep(
-    state: &State,
+    index: &Index,
     assignment: &Assignment,
-    objects: &[Object],
+    objects: &[AssignedObject],
     scope: Scope,
-) -> (Vec<Step>, Option<News>) {
-    let home = home(state, assignment, scope);
+) -> (Vec<ObjectWrite>, Option<BindingEvent>) {
+    let home = home(index, assignment, scope);
     let kept = objects
         .iter()
         .filter(|object| !object.deleting)
         .min_by_key(|object| (object.key != home, &object.key));
-    let mut steps: Vec<Step> = objects
+    let mut steps: Vec<ObjectWrite> = objects
         .iter()
         .filter(|object| kept.is_none_or(|kept| kept.key != object.key))
         .map(remove)
         .collect();
-    let (stage, message) = stage(state, assignment, kept);
-    let assigned = stage == Stage::Assigned && kept.is_none_or(|o| o.stage != Stage::Assigned);
+    let (state, message) = state(index, assignment, kept);
+    let assigned = state == AssignmentState::Assigned
+        && kept.is_none_or(|o| o.state != AssignmentState::Assigned);
     let step = match kept {
-        Some(object) => change(assignment, object, stage, &message),
+        Some(object) => change(assignment, object, state, &message),
         // An object of this name is still going away: its end brings us back here.
         None if objects.iter().any(|object| object.key == home) => None,
-        None => Some(create(assignment, home, stage, &message)),
+        None => Some(create(assignment, home, state, &message)),
     };
     let news = step.is_some() && assigned;
     steps.extend(step);
-    let news = news.then(|| News::Assigned {
+    let news = news.then(|| BindingEvent::Applied {
         binding: assignment.binding.key.clone(),
         node: assignment.node.to_string(),
     });
@@ -230,7 +231,7 @@ fn keep(
 }
 
 /// Where the object lives: beside its identity where matching is namespaced, else in one namespace for all.
-fn home(state: &State, assignment: &Assignment, scope: Scope) -> ObjectKey {
+fn home(index: &Index, assignment: &Assignment, scope: Scope) -> ObjectKey {
     let identity = &assignment.identity;
     let namespace = if scope == Scope::Namespaced || identity.namespaced {
         &identity.key.namespace
@@ -238,7 +239,7 @@ fn home(state: &State, assignment: &Assignment, scope: Scope) -> ObjectKey {
         SHARED_NAMESPACE
     };
     let usual = ObjectKey::new(namespace, &name(&assignment.pod, &identity.key.name));
-    let holder = state.objects.get(&usual);
+    let holder = index.objects.get(&usual);
     if holder.is_some_and(|object| object.assignment != assignment.key()) {
         let other = hashed_name(&assignment.pod, &identity.key.name);
         return ObjectKey::new(namespace, &other);
@@ -247,39 +248,53 @@ fn home(state: &State, assignment: &Assignment, scope: Scope) -> ObjectKey {
 }
 
 /// How far the assignment is, and why not further.
-fn stage(state: &State, assignment: &Assignment, object: Option<&Object>) -> (Stage, String) {
+fn state(
+    index: &Index,
+    assignment: &Assignment,
+    object: Option<&AssignedObject>,
+) -> (AssignmentState, String) {
     let Some(id) = assignment.identity.resource_id() else {
-        return (Stage::Assigned, String::new());
+        return (AssignmentState::Assigned, String::new());
     };
     let Some(key) = &assignment.host else {
         let node = &assignment.node;
         let text = format!(
             "the Azure resource behind node {node} is not known: its spec.providerID is empty or not Azure's"
         );
-        return (Stage::Created, text);
+        return (AssignmentState::Created, text);
     };
-    let host = state.hosts.get(key);
+    let host = index.hosts.get(key);
     match host.and_then(|host| host.has(id)) {
-        Some(true) => (Stage::Assigned, String::new()),
+        Some(true) => (AssignmentState::Assigned, String::new()),
         Some(false) => {
-            let reason = host.and_then(|host| state.reason(host, id));
+            let reason = host.and_then(|host| index.reason(host, id));
             let text = reason.map_or("", |(_, text)| text);
-            (Stage::Created, text.chars().take(MAX_MESSAGE).collect())
+            (
+                AssignmentState::Created,
+                text.chars().take(MAX_MESSAGE).collect(),
+            )
         }
         // Not known: what the object says stands, unless it shows another identity or another host.
         None => {
             match object.filter(|o| o.resource.as_ref() == Some(id) && o.node == assignment.node) {
-                Some(object) if object.stage == Stage::Assigned => (Stage::Assigned, String::new()),
-                Some(object) => (Stage::Created, object.message.to_string()),
-                None => (Stage::Created, String::new()),
+                Some(object) if object.state == AssignmentState::Assigned => {
+                    (AssignmentState::Assigned, String::new())
+                }
+                Some(object) => (AssignmentState::Created, object.message.to_string()),
+                None => (AssignmentState::Created, String::new()),
             }
         }
     }
 }
 
-fn create(assignment: &Assignment, home: ObjectKey, stage: Stage, message: &str) -> Step {
-    let (identity, binding) = copies::copies(&assignment.identity, &assignment.binding);
-    let mut status = json!({ "status": stage.name(), "availableReplicas": 1 });
+fn create(
+    assignment: &Assignment,
+    home: ObjectKey,
+    state: AssignmentState,
+    message: &str,
+) -> ObjectWrite {
+    let (identity, binding) = copies::render(&assignment.identity, &assignment.binding);
+    let mut status = json!({ "status": state.name(), "availableReplicas": 1 });
     if !message.is_empty() {
         status["message"] = json!(message);
     }
@@ -300,11 +315,16 @@ fn create(assignment: &Assignment, home: ObjectKey, stage: Stage, message: &str)
     if assignment.node.len() <= MAX_LABEL {
         body["metadata"]["labels"] = json!({ NODE_LABEL: &*assignment.node });
     }
-    Step::Create(home, body)
+    ObjectWrite::Create(home, body)
 }
 
 /// A merge patch of what differs, if anything does.
-fn change(assignment: &Assignment, object: &Object, stage: Stage, message: &str) -> Option<Step> {
+fn change(
+    assignment: &Assignment,
+    object: &AssignedObject,
+    state: AssignmentState,
+    message: &str,
+) -> Option<ObjectWrite> {
     let mut body = Map::new();
     let mut metadata = Map::new();
     let mut spec = Map::new();
@@ -321,7 +341,7 @@ fn change(assignment: &Assignment, object: &Object, stage: Stage, message: &str)
         let label = json!({ NODE_LABEL: &*assignment.node });
         metadata.insert("labels".to_owned(), label);
     }
-    let copies = copies::copies(&assignment.identity, &assignment.binding);
+    let copies = copies::render(&assignment.identity, &assignment.binding);
     if fingerprint(&copies) != object.fingerprint {
         spec.insert("azureIdentityRef".to_owned(), copies.0);
         spec.insert("azureBindingRef".to_owned(), copies.1);
@@ -329,9 +349,9 @@ fn change(assignment: &Assignment, object: &Object, stage: Stage, message: &str)
     if !spec.is_empty() {
         body.insert("spec".to_owned(), Value::Object(spec));
     }
-    if object.stage != stage || *object.message != *message {
+    if object.state != state || *object.message != *message {
         let message = Some(message).filter(|text| !text.is_empty());
-        let status = json!({ "status": stage.name(), "message": message });
+        let status = json!({ "status": state.name(), "message": message });
         body.insert("status".to_owned(), status);
     }
     if body.is_empty() && metadata.is_empty() {
@@ -339,17 +359,17 @@ fn change(assignment: &Assignment, object: &Object, stage: Stage, message: &str)
     }
     metadata.insert("resourceVersion".to_owned(), json!(object.version));
     body.insert("metadata".to_owned(), Value::Object(metadata));
-    Some(Step::Patch(object.key.clone(), Value::Object(body)))
+    Some(ObjectWrite::Patch(object.key.clone(), Value::Object(body)))
 }
 
-fn remove(object: &Object) -> Step {
+fn remove(object: &AssignedObject) -> ObjectWrite {
     let patch = object.finalizer.then(|| {
         json!({
             "metadata": { "resourceVersion": object.version, "finalizers": object.other_finalizers },
-            "status": { "status": Stage::Unassigned.name() },
+            "status": { "status": AssignmentState::Unassigned.name() },
         })
     });
-    Step::Remove {
+    ObjectWrite::Remove {
         key: object.key.clone(),
         uid: object.uid.to_string(),
         patch,
@@ -359,17 +379,17 @@ fn remove(object: &Object) -> Step {
 
 /// Whether an object that shows an assignment of the past must stay because its identity is still to leave the host. Then the
 /// host's worker asks again once it has. An object that somebody deletes is let go: what podid attached is recorded apart.
-fn hold(state: &mut State, object: &Object, config: &Config) -> bool {
+fn hold(index: &mut Index, object: &AssignedObject, config: &Config) -> bool {
     if object.deleting {
         return false;
     }
     let Some(id) = &object.resource else {
         return false;
     };
-    let Some(host) = state.desired.host_of(&object.node).cloned() else {
+    let Some(host) = index.desired.host_of(&object.node).cloned() else {
         return false;
     };
-    let Some(host) = state.hosts.get_mut(&host) else {
+    let Some(host) = index.hosts.get_mut(&host) else {
         return false;
     };
     let held = host.will_detach(id, &config.immutable);

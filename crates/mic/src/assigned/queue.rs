@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The longest wait of a failed one, in units of the retry interval.
-const LONGEST: u32 = 120;
+const MAX_BACKOFF: u32 = 120;
 
 #[derive(Default)]
 struct Inner {
@@ -94,7 +94,7 @@ impl Queue {
         } else {
             let failures = inner.failures.entry(key.clone()).or_default();
             *failures += 1;
-            let wait = (1u32 << (*failures - 1).min(16)).min(LONGEST);
+            let wait = (1u32 << (*failures - 1).min(16)).min(MAX_BACKOFF);
             inner.counter += 1;
             let slot = (Instant::now() + self.unit * wait, inner.counter);
             inner.later.insert(slot, key.clone());

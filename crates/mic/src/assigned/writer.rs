@@ -12,10 +12,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::assigned::{Object, Step, Watched, decide};
+use crate::assigned::{AssignedObject, ObjectWrite, WatchedAssignedIdentity, decide};
 use crate::context::Context;
 use crate::index::Effects;
-use crate::metrics::Write;
+use crate::metrics::WriteKind;
 use crate::report::events;
 
 /// One of the writers: takes keys from the queue until shutdown.
@@ -38,13 +38,13 @@ async fn settle(context: &Context, key: &AssignmentKey) -> bool {
     if !context.is_ready() {
         return true;
     }
-    let (steps, news) = decide(&mut context.state.lock(), key, &context.config);
+    let (steps, news) = decide(&mut context.index.lock(), key, &context.config);
     for step in &steps {
         let started = Instant::now();
         let kind = match step {
-            Step::Create(..) => Write::Addition,
-            Step::Patch(..) => Write::Update,
-            Step::Remove { .. } => Write::Deletion,
+            ObjectWrite::Create(..) => WriteKind::Addition,
+            ObjectWrite::Patch(..) => WriteKind::Update,
+            ObjectWrite::Remove { .. } => WriteKind::Deletion,
         };
         match carry_out(context, step).await {
             Ok(()) => {
@@ -61,8 +61,8 @@ async fn settle(context: &Context, key: &AssignmentKey) -> bool {
         }
     }
     if let Some(news) = news {
-        let note = events::of_binding(&context.state.lock(), &key.pod, news);
-        context.note(note);
+        let note = events::of_binding(&context.index.lock(), &key.pod, news);
+        context.record_event(note);
     }
     true
 }
@@ -75,10 +75,10 @@ fn complain(context: &Context, key: &AssignmentKey, reason: &str) {
     }
 }
 
-async fn carry_out(context: &Context, step: &Step) -> Result<(), Error> {
+async fn carry_out(context: &Context, step: &ObjectWrite) -> Result<(), Error> {
     match step {
-        Step::Create(key, body) => {
-            let resource = ApiResource::erase::<Watched>(&());
+        ObjectWrite::Create(key, body) => {
+            let resource = ApiResource::erase::<WatchedAssignedIdentity>(&());
             let api: Api<DynamicObject> =
                 Api::namespaced_with(context.client.clone(), &key.namespace, &resource);
             let object = serde_json::from_value(body.clone()).map_err(Error::SerdeError)?;
@@ -87,12 +87,12 @@ async fn carry_out(context: &Context, step: &Step) -> Result<(), Error> {
             learn(context, made.map_err(Error::SerdeError)?);
             Ok(())
         }
-        Step::Patch(key, body) => {
+        ObjectWrite::Patch(key, body) => {
             let changed = patch(context, key, body).await?;
             learn(context, changed);
             Ok(())
         }
-        Step::Remove {
+        ObjectWrite::Remove {
             key,
             uid,
             patch: body,
@@ -101,7 +101,7 @@ async fn carry_out(context: &Context, step: &Step) -> Result<(), Error> {
             let gone = remove(context, key, uid, body.as_ref(), *delete).await;
             match gone {
                 Err(error) if code(&error) != Some(404) => return Err(error),
-                _ => context.step(|state| state.delete_object(key)),
+                _ => context.update(|index| index.delete_object(key)),
             }
             Ok(())
         }
@@ -126,23 +126,28 @@ async fn remove(
             }),
             ..DeleteParams::default()
         };
-        let api: Api<Watched> = Api::namespaced(context.client.clone(), &key.namespace);
+        let api: Api<WatchedAssignedIdentity> =
+            Api::namespaced(context.client.clone(), &key.namespace);
         api.delete(&key.name, &params).await?;
     }
     Ok(())
 }
 
-async fn patch(context: &Context, key: &ObjectKey, body: &Value) -> Result<Watched, Error> {
-    let api: Api<Watched> = Api::namespaced(context.client.clone(), &key.namespace);
+async fn patch(
+    context: &Context,
+    key: &ObjectKey,
+    body: &Value,
+) -> Result<WatchedAssignedIdentity, Error> {
+    let api: Api<WatchedAssignedIdentity> = Api::namespaced(context.client.clone(), &key.namespace);
     let params = PatchParams::default();
     api.patch(&key.name, &params, &Patch::Merge(body)).await
 }
 
 /// What the API server answered is so now, whatever the watch still has under way.
-fn learn(context: &Context, seen: Watched) {
-    match Object::read(seen) {
-        Ok(object) => context.step(|state| {
-            state.apply_object(object);
+fn learn(context: &Context, seen: WatchedAssignedIdentity) {
+    match AssignedObject::read(seen) {
+        Ok(object) => context.update(|index| {
+            index.apply_object(object);
             Effects::default()
         }),
         Err(error) => {

@@ -10,7 +10,7 @@ use podid_policy::ids::{ClientId, HostKey, ResourceId};
 
 /// The identities that Azure shows on a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OnHost {
+pub struct HostIdentities {
     /// Whether the host has a system-assigned identity.
     pub system: bool,
     /// The user-assigned ones, with their client ids where Azure tells them.
@@ -102,20 +102,23 @@ pub struct HostError {
     /// How long Azure asked to wait.
     pub retry_after: Option<Duration>,
     /// Whether the change may have been made, or a part of it.
-    pub begun: bool,
+    pub outcome_unknown: bool,
 }
 
 /// Reads and changes the identities of virtual machines and scale sets. Calls end by themselves within a bounded time.
-pub trait Hosts: Send + Sync + 'static {
+pub trait HostClient: Send + Sync + 'static {
     /// What is on the host: one GET.
-    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>>;
+    fn identities<'a>(
+        &'a self,
+        host: &'a HostKey,
+    ) -> BoxFuture<'a, Result<HostIdentities, HostError>>;
 
     /// Makes one change and waits until Azure has carried it out. `seen` is what the caller last saw on the host, of which the
     /// change must still be true; it has at most [`MAX_CHANGE`] entries. Gives the host's version afterwards, where Azure tells it.
     fn patch<'a>(
         &'a self,
         host: &'a HostKey,
-        seen: &'a OnHost,
+        seen: &'a HostIdentities,
         change: &'a HostChange,
     ) -> BoxFuture<'a, Result<Option<String>, HostError>>;
 
@@ -129,11 +132,14 @@ pub trait Hosts: Send + Sync + 'static {
 /// The most identities that Azure takes in one PATCH, attached and detached together.
 pub const MAX_CHANGE: usize = 150;
 
-impl Hosts for Arm {
-    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>> {
+impl HostClient for Arm {
+    fn identities<'a>(
+        &'a self,
+        host: &'a HostKey,
+    ) -> BoxFuture<'a, Result<HostIdentities, HostError>> {
         Box::pin(async move {
             let shown = Arm::identities(self, host).await?;
-            Ok(OnHost {
+            Ok(HostIdentities {
                 system: shown.system,
                 user: shown.user,
                 etag: shown.etag,
@@ -144,7 +150,7 @@ impl Hosts for Arm {
     fn patch<'a>(
         &'a self,
         host: &'a HostKey,
-        seen: &'a OnHost,
+        seen: &'a HostIdentities,
         change: &'a HostChange,
     ) -> BoxFuture<'a, Result<Option<String>, HostError>> {
         Box::pin(async move {
@@ -187,7 +193,7 @@ impl From<Error> for HostError {
             text: error.to_string(),
             identities: error.identities().to_vec(),
             retry_after: error.retry_after(),
-            begun: error.may_be_partial() || fault == Fault::Unavailable,
+            outcome_unknown: error.may_be_partial() || fault == Fault::Unavailable,
         }
     }
 }

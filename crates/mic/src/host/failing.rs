@@ -6,7 +6,7 @@ use podid_policy::desired::AssignmentKey;
 use podid_policy::ids::ResourceId;
 use tokio::time::Instant;
 
-use super::{Failure, Host, LASTING, LONGEST, Trouble};
+use super::{Failure, Host, MAX_BACKOFF, REPORT_AFTER, Trouble};
 use crate::config::Config;
 use crate::host::cloud::{Fault, HostChange, HostError};
 use crate::host::quarantine::Quarantine;
@@ -25,10 +25,10 @@ impl Host {
         let mut apart = Vec::new();
         let mut news = false;
         if change.is_some() {
-            self.disown(error.begun);
+            self.unclaim(error.outcome_unknown);
         }
         if error.fault.is_of_identity() && !batch.is_empty() && !self.blames_what_is_there(error) {
-            apart = self.convict(now, config, error, batch, quarantine);
+            apart = self.mark_refused(now, config, error, batch, quarantine);
         } else {
             if error.fault == Fault::NoHost {
                 self.seen = None;
@@ -56,9 +56,9 @@ impl Host {
 
     /// A change was not made; or it was `begun`, and what it did must be looked at. If what it was to attach is there later though it
     /// was not made, then somebody else has attached it.
-    fn disown(&mut self, begun: bool) {
+    fn unclaim(&mut self, outcome_unknown: bool) {
         let claimed = std::mem::take(&mut self.claimed);
-        if begun {
+        if outcome_unknown {
             self.looked = None;
         } else {
             self.owned.retain(|id, _| !claimed.contains(id));
@@ -84,7 +84,7 @@ impl Host {
     }
 
     /// Azure refused to attach some of the batch. Returns those that are refused from now on.
-    fn convict(
+    fn mark_refused(
         &mut self,
         now: Instant,
         config: &Config,
@@ -95,9 +95,9 @@ impl Host {
         let named = |id: &&ResourceId| error.identities.contains(id);
         let mut guilty: Vec<_> = batch.iter().filter(named).cloned().collect();
         if guilty.is_empty() {
-            guilty.extend(self.suspects.refused(batch));
+            guilty.extend(self.suspects.bisect(batch));
         } else {
-            self.suspects.cleared(batch);
+            self.suspects.clear(batch);
         }
         let text = match error.fault {
             Fault::Refused => format!("{}: {}", self.key, error.text),
@@ -121,8 +121,8 @@ impl Host {
         };
         let before = self.trouble.as_ref();
         let attempts = before.map_or(0, |t| t.attempts) + 1;
-        let news = before.is_none_or(|trouble| trouble.text != text) || attempts == LASTING;
-        let wait = config.retry_interval * (1u32 << (attempts - 1).min(16)).min(LONGEST);
+        let news = before.is_none_or(|trouble| trouble.text != text) || attempts == REPORT_AFTER;
+        let wait = config.retry_interval * (1u32 << (attempts - 1).min(16)).min(MAX_BACKOFF);
         self.trouble = Some(Trouble {
             until: now + wait.max(error.retry_after.unwrap_or_default()),
             attempts,

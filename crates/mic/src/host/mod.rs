@@ -18,23 +18,23 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::host::cloud::{Fault, HostChange, MAX_CHANGE, OnHost};
+use crate::host::cloud::{Fault, HostChange, HostIdentities, MAX_CHANGE};
 use crate::host::quarantine::{Quarantine, Suspects};
 
 /// Changes wait for quiet at most this many times the settle time.
-const SETTLE_MOST: u32 = 8;
+const MAX_SETTLE_FACTOR: u32 = 8;
 /// Azure takes 12 changes of a host in a burst and then 4 a minute: the more changes this span has seen, the longer the next
 /// waits for company.
-const BURST: Duration = Duration::from_secs(60);
-const LONGEST_SETTLE: Duration = Duration::from_secs(15);
+const BURST_WINDOW: Duration = Duration::from_secs(60);
+const MAX_SETTLE: Duration = Duration::from_secs(15);
 /// The longest wait after a failure, in units of the retry interval.
-const LONGEST: u32 = 300;
+const MAX_BACKOFF: u32 = 300;
 /// What is about to be called podid's own must not have been there so long before.
-const STALE: Duration = Duration::from_secs(30);
+const MAX_READ_AGE: Duration = Duration::from_secs(30);
 /// After this many failures in a row people are told.
-pub(crate) const LASTING: u32 = 3;
+pub(crate) const REPORT_AFTER: u32 = 3;
 /// A host where nothing differs is read ever less often, down to once in this many reconcile intervals.
-const CALMEST: u32 = 10;
+const MAX_INTERVAL_FACTOR: u32 = 10;
 
 /// The identities that podid attached to a host, with their client ids.
 pub(crate) type Owned = BTreeMap<ResourceId, Option<ClientId>>;
@@ -47,7 +47,7 @@ pub(crate) struct Host {
     /// Whose objects wait until an identity has left the host.
     pub(crate) held: BTreeMap<ResourceId, BTreeSet<AssignmentKey>>,
     /// What Azure shows; `None` until it has been asked.
-    pub(crate) seen: Option<Arc<OnHost>>,
+    pub(crate) seen: Option<Arc<HostIdentities>>,
     /// What podid attached, and as the record of it says.
     pub(crate) owned: Owned,
     pub(crate) recorded: Owned,
@@ -113,7 +113,7 @@ pub(crate) enum Move {
     /// Write down what podid attached.
     Record(Owned),
     /// Change the host; what will be ours is recorded already.
-    Change(Arc<OnHost>, HostChange),
+    Change(Arc<HostIdentities>, HostChange),
     /// Forget the host: nothing of ours is there and no pod needs it.
     Retire,
 }
@@ -191,7 +191,7 @@ impl Host {
     }
 
     /// What was known of Azure may no longer be so: another led meanwhile.
-    pub(crate) fn doubt(&mut self) {
+    pub(crate) fn invalidate(&mut self) {
         self.seen = None;
         self.looked = None;
         self.trouble = None;
@@ -232,7 +232,7 @@ impl Host {
         if let Some(trouble) = self.trouble.as_ref().filter(|t| t.until > now) {
             return Move::Wait(Some(trouble.until));
         }
-        let patience = (1 << self.calm.min(16)).min(CALMEST);
+        let patience = (1 << self.calm.min(16)).min(MAX_INTERVAL_FACTOR);
         let next_look = self
             .looked
             .map(|at| at + config.reconcile_interval * patience);
@@ -254,7 +254,7 @@ impl Host {
         }
         let linger_ends = plan.next_due().map(|rest| now + rest);
         if let Some(change) = self.change(&seen, plan, now, config, quarantine) {
-            let stale = self.looked.is_none_or(|at| at + STALE < now);
+            let stale = self.looked.is_none_or(|at| at + MAX_READ_AGE < now);
             if (seen.etag.is_none() && !self.fresh) || (stale && !change.attach.is_empty()) {
                 return Move::Look;
             }
@@ -285,15 +285,15 @@ impl Host {
 
     /// When what has changed may be sent.
     fn quiet_from(&mut self, now: Instant, settle: Duration) -> Option<Instant> {
-        self.recent.retain(|at| *at + BURST > now);
+        self.recent.retain(|at| *at + BURST_WINDOW > now);
         let (first, last) = self.unsettled?;
         let crowd = u32::try_from(self.recent.len()).unwrap_or(u32::MAX);
         let settle = settle * crowd.saturating_add(1).min(100);
-        let most = (settle * SETTLE_MOST).min(LONGEST_SETTLE);
+        let most = (settle * MAX_SETTLE_FACTOR).min(MAX_SETTLE);
         Some((last + settle).min(first + most))
     }
 
-    fn plan(&mut self, seen: &OnHost, now: Instant, config: &Config) -> Plan {
+    fn plan(&mut self, seen: &HostIdentities, now: Instant, config: &Config) -> Plan {
         let wanted = self.wanted.keys().cloned().collect();
         let observed: BTreeSet<_> = seen.user.keys().cloned().collect();
         let owned: BTreeSet<_> = self.owned.keys().cloned().collect();
@@ -320,7 +320,7 @@ impl Host {
 
     fn change(
         &mut self,
-        seen: &OnHost,
+        seen: &HostIdentities,
         plan: Plan,
         now: Instant,
         config: &Config,
@@ -359,14 +359,14 @@ impl Host {
         quarantine: &mut Quarantine,
     ) -> Vec<ResourceId> {
         self.suspects
-            .keep(|id| missing.contains(id) && !quarantine.holds(id));
+            .retain(|id| missing.contains(id) && !quarantine.contains(id));
         let (doubted, clean): (Vec<_>, Vec<_>) = missing
             .into_iter()
-            .partition(|id| quarantine.holds(id) || self.suspects.contains(id));
+            .partition(|id| quarantine.contains(id) || self.suspects.contains(id));
         if !clean.is_empty() || in_company {
             return clean;
         }
-        match self.suspects.next() {
+        match self.suspects.next_batch() {
             Some(batch) => batch.iter().cloned().collect(),
             None => {
                 let turn = quarantine.turn(&self.key, doubted.iter(), now);
@@ -388,7 +388,7 @@ impl Host {
     pub(crate) fn looked(
         &mut self,
         now: Instant,
-        shown: OnHost,
+        shown: HostIdentities,
         client_id: impl Fn(&AssignmentKey) -> Option<ClientId>,
     ) -> Looked {
         let changed = |id: &ResourceId| {
@@ -415,7 +415,7 @@ impl Host {
             }
         }
         let there: Vec<_> = shown.user.keys().cloned().collect();
-        self.suspects.cleared(&there);
+        self.suspects.clear(&there);
         self.held.retain(|id, _| shown.user.contains_key(id));
         let same = self
             .seen
@@ -464,7 +464,7 @@ impl Host {
     }
 
     /// The record says something else: another leader attached that, and may have changed more.
-    pub(crate) fn learnt(&mut self, theirs: Owned) {
+    pub(crate) fn adopt_foreign_record(&mut self, theirs: Owned) {
         for (id, client) in &theirs {
             let ours = self.owned.entry(id.clone());
             ours.or_insert_with(|| client.clone());
@@ -484,7 +484,7 @@ impl Host {
         self.trouble = None;
         self.calm = 0;
         self.claimed.clear();
-        self.suspects.cleared(&change.attach);
+        self.suspects.clear(&change.attach);
         if let Some(seen) = self.seen.as_mut().map(Arc::make_mut) {
             seen.etag = version;
             self.fresh = false;

@@ -20,13 +20,13 @@ const HOST: &str = "host";
 const ATTACHED: &str = "attached";
 
 /// The records of all hosts.
-pub(crate) struct Records {
+pub(crate) struct OwnershipRecords {
     api: Api<ConfigMap>,
     /// The `resourceVersion` of each as last seen, so that a leader of the past cannot overwrite its successor's.
     versions: Mutex<HashMap<String, String>>,
 }
 
-impl Records {
+impl OwnershipRecords {
     pub(crate) fn new(client: Client, namespace: &str) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
@@ -216,7 +216,7 @@ mod tests {
     #[tokio::test]
     async fn a_leader_of_the_past_does_not_overwrite_its_successor() {
         let api = FakeApi::default();
-        let [past, present] = [(), ()].map(|()| Records::new(api.client(), "system"));
+        let [past, present] = [(), ()].map(|()| OwnershipRecords::new(api.client(), "system"));
         let [one, two, three] = [1, 2, 3].map(|n| Owned::from([(id(n), None)]));
         past.store(&host(1), &one).await.unwrap();
         assert_eq!(present.load().await.unwrap(), [(host(1), one.clone())]);

@@ -14,15 +14,15 @@ use crate::host::cloud::Fault;
 
 /// The first wait of a refused identity, by what it is multiplied after every further refusal, and the longest wait, in units
 /// of the retry interval: six attempts in the first hour, four in every later one.
-const FIRST: u32 = 60;
-const GROWTH: u32 = 4;
-const LONGEST: u32 = 900;
+const FIRST_RETRY: u32 = 60;
+const RETRY_GROWTH: u32 = 4;
+const MAX_RETRY: u32 = 900;
 /// A host whose turn it is has this long, which is longer than any call to Azure takes.
-const TURN: Duration = Duration::from_secs(20 * 60);
+const TURN_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// A refused identity.
 #[derive(Debug)]
-struct Cell {
+struct Quarantined {
     attempts: u32,
     due: Instant,
     fault: Fault,
@@ -36,17 +36,19 @@ struct Cell {
 
 /// The refused identities.
 #[derive(Debug, Default)]
-pub(crate) struct Quarantine(BTreeMap<ResourceId, Cell>);
+pub(crate) struct Quarantine(BTreeMap<ResourceId, Quarantined>);
 
 impl Quarantine {
     /// Whether the identity is refused.
-    pub(crate) fn holds(&self, id: &ResourceId) -> bool {
+    pub(crate) fn contains(&self, id: &ResourceId) -> bool {
         self.0.contains_key(id)
     }
 
     /// Why the identity is refused.
     pub(crate) fn reason(&self, id: &ResourceId) -> Option<(Fault, &str)> {
-        self.0.get(id).map(|cell| (cell.fault, cell.text.as_str()))
+        self.0
+            .get(id)
+            .map(|entry| (entry.fault, entry.text.as_str()))
     }
 
     /// Azure refused to attach the identity to the host.
@@ -60,8 +62,8 @@ impl Quarantine {
     ) {
         // Nobody has taken a turn for long: nobody needs it any more.
         self.0
-            .retain(|_, cell| cell.due + unit * LONGEST * GROWTH > now);
-        let cell = self.0.entry(id.clone()).or_insert_with(|| Cell {
+            .retain(|_, entry| entry.due + unit * MAX_RETRY * RETRY_GROWTH > now);
+        let entry = self.0.entry(id.clone()).or_insert_with(|| Quarantined {
             attempts: 0,
             due: now,
             fault,
@@ -69,15 +71,15 @@ impl Quarantine {
             hosts: BTreeSet::new(),
             turn: None,
         });
-        if cell.fault != fault {
-            cell.fault = fault;
-            text.clone_into(&mut cell.text);
+        if entry.fault != fault {
+            entry.fault = fault;
+            text.clone_into(&mut entry.text);
         }
-        let growth = GROWTH.saturating_pow(cell.attempts.min(8));
-        cell.due = now + unit * FIRST.saturating_mul(growth).min(LONGEST);
-        cell.attempts += 1;
-        cell.hosts.insert(host.clone());
-        cell.turn = None;
+        let growth = RETRY_GROWTH.saturating_pow(entry.attempts.min(8));
+        entry.due = now + unit * FIRST_RETRY.saturating_mul(growth).min(MAX_RETRY);
+        entry.attempts += 1;
+        entry.hosts.insert(host.clone());
+        entry.turn = None;
     }
 
     /// Of the refused identities that the host needs, one that it may try now: its turn lasts until Azure has said yes or no.
@@ -87,42 +89,42 @@ impl Quarantine {
         needed: impl Iterator<Item = &'a ResourceId>,
         now: Instant,
     ) -> Option<ResourceId> {
-        let due = |cell: &Cell| match &cell.turn {
+        let due = |entry: &Quarantined| match &entry.turn {
             Some((whose, until)) => whose == host || *until <= now,
-            None => cell.due <= now,
+            None => entry.due <= now,
         };
-        let ready = needed.filter_map(|id| Some((id, self.0.get(id).filter(|cell| due(cell))?)));
-        let id = ready.min_by_key(|(_, cell)| cell.due)?.0.clone();
-        self.0.get_mut(&id)?.turn = Some((host.clone(), now + TURN));
+        let ready = needed.filter_map(|id| Some((id, self.0.get(id).filter(|entry| due(entry))?)));
+        let id = ready.min_by_key(|(_, entry)| entry.due)?.0.clone();
+        self.0.get_mut(&id)?.turn = Some((host.clone(), now + TURN_TIMEOUT));
         Some(id)
     }
 
     /// When the host may try one of these again.
     pub(crate) fn due<'a>(&self, needed: impl Iterator<Item = &'a ResourceId>) -> Option<Instant> {
-        let cells = needed.filter_map(|id| self.0.get(id));
-        let due = cells.map(|cell| cell.turn.as_ref().map_or(cell.due, |(_, until)| *until));
+        let entries = needed.filter_map(|id| self.0.get(id));
+        let due = entries.map(|entry| entry.turn.as_ref().map_or(entry.due, |(_, until)| *until));
         due.min()
     }
 
     /// The identity is on the host. Says whether it was refused there before: then it is refused no more anywhere.
-    pub(crate) fn passed(&mut self, id: &ResourceId, host: &HostKey) -> bool {
-        let cured = self.0.get(id).is_some_and(|cell| {
-            let its_turn = cell
+    pub(crate) fn on_attached(&mut self, id: &ResourceId, host: &HostKey) -> bool {
+        let cured = self.0.get(id).is_some_and(|entry| {
+            let its_turn = entry
                 .turn
                 .as_ref()
                 .is_some_and(|(whose, _)| **whose == *host);
-            its_turn || cell.hosts.contains(host)
+            its_turn || entry.hosts.contains(host)
         });
         cured && self.0.remove(id).is_some()
     }
 
     /// Lets an identity be tried again at once: its object was edited. Says whether it was refused.
-    pub(crate) fn pardon(&mut self, id: &ResourceId, now: Instant) -> bool {
-        let cell = self
+    pub(crate) fn retry_now(&mut self, id: &ResourceId, now: Instant) -> bool {
+        let entry = self
             .0
             .get_mut(id)
-            .map(|cell| (cell.due, cell.turn) = (now, None));
-        cell.is_some()
+            .map(|entry| (entry.due, entry.turn) = (now, None));
+        entry.is_some()
     }
 
     /// How many there are.
@@ -137,8 +139,8 @@ pub(crate) struct Suspects(Vec<BTreeSet<ResourceId>>);
 
 impl Suspects {
     /// Azure refused the batch, without a word on which of it. Returns the culprit when there is only one to choose from.
-    pub(crate) fn refused(&mut self, batch: &[ResourceId]) -> Option<ResourceId> {
-        self.cleared(batch);
+    pub(crate) fn bisect(&mut self, batch: &[ResourceId]) -> Option<ResourceId> {
+        self.clear(batch);
         if let [only] = batch {
             return Some(only.clone());
         }
@@ -149,12 +151,12 @@ impl Suspects {
     }
 
     /// Nothing speaks against these any more.
-    pub(crate) fn cleared(&mut self, ids: &[ResourceId]) {
-        self.keep(|id| !ids.contains(id));
+    pub(crate) fn clear(&mut self, ids: &[ResourceId]) {
+        self.retain(|id| !ids.contains(id));
     }
 
     /// Forgets what is not needed any more.
-    pub(crate) fn keep(&mut self, needed: impl Fn(&ResourceId) -> bool) {
+    pub(crate) fn retain(&mut self, needed: impl Fn(&ResourceId) -> bool) {
         for batch in &mut self.0 {
             batch.retain(&needed);
         }
@@ -166,7 +168,7 @@ impl Suspects {
     }
 
     /// The batch to try next.
-    pub(crate) fn next(&self) -> Option<&BTreeSet<ResourceId>> {
+    pub(crate) fn next_batch(&self) -> Option<&BTreeSet<ResourceId>> {
         self.0.last()
     }
 }
@@ -189,16 +191,16 @@ mod tests {
         let (now, all) = (Instant::now(), [id(1), id(2)]);
         let hosts = [1, 2].map(|n| Arc::new(host(n)));
         refuse(&mut quarantine, 1, now);
-        assert!(quarantine.holds(&id(1)) && !quarantine.holds(&id(2)));
+        assert!(quarantine.contains(&id(1)) && !quarantine.contains(&id(2)));
         let due = quarantine.due(all.iter()).unwrap();
-        assert_eq!(due, now + UNIT * FIRST);
+        assert_eq!(due, now + UNIT * FIRST_RETRY);
         assert_eq!(quarantine.turn(&hosts[1], all.iter(), now), None);
         assert_eq!(quarantine.turn(&hosts[1], all.iter(), due), Some(id(1)));
         assert_eq!(quarantine.turn(&hosts[1], all.iter(), due), Some(id(1)));
         assert_eq!(quarantine.turn(&hosts[0], all.iter(), due), None);
-        let after = due + TURN;
+        let after = due + TURN_TIMEOUT;
         assert_eq!(quarantine.turn(&hosts[0], all.iter(), after), Some(id(1)));
-        assert!(quarantine.passed(&id(1), &hosts[0]));
+        assert!(quarantine.on_attached(&id(1), &hosts[0]));
         assert_eq!(quarantine.len(), 0);
     }
 
@@ -206,8 +208,8 @@ mod tests {
     fn what_is_on_a_host_that_was_never_refused_tells_nothing() {
         let mut quarantine = Quarantine::default();
         refuse(&mut quarantine, 1, Instant::now());
-        assert!(!quarantine.passed(&id(1), &host(2)));
-        assert!(quarantine.passed(&id(1), &host(1)));
+        assert!(!quarantine.on_attached(&id(1), &host(2)));
+        assert!(quarantine.on_attached(&id(1), &host(1)));
     }
 
     #[test]
@@ -222,7 +224,7 @@ mod tests {
             assert!(quarantine.turn(&me, [id(1)].iter(), now).is_some());
         }
         assert_eq!(attempts, 6);
-        assert!(quarantine.pardon(&id(1), start));
+        assert!(quarantine.retry_now(&id(1), start));
         assert_eq!(quarantine.due([id(1)].iter()), Some(start));
     }
 
@@ -235,16 +237,16 @@ mod tests {
             let clean = |i: &&ResourceId| !suspects.contains(i) && !found.contains(*i);
             let mut batch: Vec<_> = left.iter().filter(clean).cloned().collect();
             if batch.is_empty() {
-                match suspects.next() {
+                match suspects.next_batch() {
                     Some(next) => batch = next.iter().cloned().collect(),
                     None => break,
                 }
             }
             if bad.iter().any(|n| batch.contains(&id(*n))) {
                 refusals += 1;
-                found.extend(suspects.refused(&batch));
+                found.extend(suspects.bisect(&batch));
             } else {
-                suspects.cleared(&batch);
+                suspects.clear(&batch);
                 left.retain(|i| !batch.contains(i));
             }
             assert!(refusals < 100, "no progress");

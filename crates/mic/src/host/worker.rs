@@ -12,20 +12,20 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::host::cloud::{Fault, HostChange, HostError, OnHost};
-use crate::host::{Host, LASTING, Move, Owned};
-use crate::index::{State, Truth};
+use crate::host::cloud::{Fault, HostChange, HostError, HostIdentities};
+use crate::host::{Host, Move, Owned, REPORT_AFTER};
+use crate::index::{ClientIdAnswer, Index};
 use crate::report::events;
 
 /// What Azure told of an identity is believed this long.
-const TRUTH: Duration = Duration::from_secs(600);
+const CLIENT_ID_ANSWER_TTL: Duration = Duration::from_secs(600);
 /// At most this many pods of a refused identity are told by an Event.
-const TOLD_PODS: usize = 10;
+const MAX_POD_EVENTS: usize = 10;
 
 /// Looks after a host until nothing of podid's is left there, or shutdown.
 pub(crate) async fn work(context: Arc<Context>, key: Arc<HostKey>, shutdown: CancellationToken) {
     let mut ready = context.ready.subscribe();
-    let wake = match context.state.lock().hosts.get(&key) {
+    let wake = match context.index.lock().hosts.get(&key) {
         Some(host) => host.wake.clone(),
         None => return,
     };
@@ -62,14 +62,14 @@ pub(crate) async fn work(context: Arc<Context>, key: Arc<HostKey>, shutdown: Can
 
 /// The next move; `None` when the host has just been forgotten.
 fn next_move(context: &Context, key: &HostKey) -> Option<Move> {
-    let mut state = context.state.lock();
-    let State {
+    let mut index = context.index.lock();
+    let Index {
         desired,
         hosts,
         quarantine,
         node_names,
         ..
-    } = &mut *state;
+    } = &mut *index;
     let host = hosts.get_mut(key)?;
     // A node's object may be gone while its pods run on; what they need may be here.
     for id in host.leaving() {
@@ -104,7 +104,7 @@ async fn carry_out(context: &Context, key: &HostKey, next: Move, said: &mut Stri
 
 async fn look(context: &Context, key: &HostKey, said: &mut String) {
     let started = Instant::now();
-    let shown = context.azure.identities(key).await;
+    let shown = context.host_client.identities(key).await;
     let operation = match key.kind() {
         HostKind::VirtualMachine => "vm_get",
         HostKind::ScaleSet => "vmss_get",
@@ -124,7 +124,7 @@ async fn look(context: &Context, key: &HostKey, said: &mut String) {
         drifted = looked.drifted;
         looked.touched
     });
-    passed(context, key, &there);
+    on_attached(context, key, &there);
     for id in &drifted {
         tracing::warn!(host = %key, identity = %id, "somebody else has detached the identity; it is attached again");
         context.metrics.drifted();
@@ -135,37 +135,43 @@ async fn look(context: &Context, key: &HostKey, said: &mut String) {
 
 /// Asks Azure which client id is right, unless it has told lately.
 async fn verify(context: &Context, key: &HostKey, id: &ResourceId) {
-    let lately = |state: &State| {
-        let truth = state.truths.get(id)?;
-        (truth.asked.elapsed() < TRUTH).then_some(())
+    let lately = |index: &Index| {
+        let truth = index.client_id_answers.get(id)?;
+        (truth.asked.elapsed() < CLIENT_ID_ANSWER_TTL).then_some(())
     };
-    if lately(&context.state.lock()).is_none() {
+    if lately(&context.index.lock()).is_none() {
         let started = Instant::now();
-        let told = context.azure.client_id(id).await;
+        let told = context.host_client.client_id(id).await;
         let fault = told.as_ref().err().map(|error| error.fault);
         context
             .metrics
             .cloud("identity_get", started.elapsed(), fault);
         let asked = Instant::now();
-        let truth = Truth { asked, told };
-        context.state.lock().truths.insert(id.clone(), truth);
+        let truth = ClientIdAnswer { asked, told };
+        context
+            .index
+            .lock()
+            .client_id_answers
+            .insert(id.clone(), truth);
     }
-    let mut state = context.state.lock();
-    let State {
+    let mut index = context.index.lock();
+    let Index {
         desired,
         hosts,
-        truths,
+        client_id_answers,
         ..
-    } = &mut *state;
-    let truth = truths.get(id).and_then(|truth| truth.told.as_ref().ok());
+    } = &mut *index;
+    let truth = client_id_answers
+        .get(id)
+        .and_then(|truth| truth.told.as_ref().ok());
     let users = match hosts.get_mut(key) {
         Some(host) => host.verified(id, truth),
         None => return,
     };
     let identities = identities_of(desired, &users);
-    drop(state);
+    drop(index);
     tracing::info!(host = %key, identity = %id, "the identity's client id on the host is not that of its AzureIdentity; see the condition of the AzureIdentity");
-    context.doubt_conditions(identities);
+    context.recheck_conditions(identities);
 }
 
 async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut String) {
@@ -177,7 +183,7 @@ async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut Strin
         Ok(Some(theirs)) => {
             tracing::info!(host = %key, "another leader has recorded what it attached; that counts too");
             with_host(context, key, |_, host| {
-                host.learnt(theirs);
+                host.adopt_foreign_record(theirs);
                 BTreeSet::new()
             });
         }
@@ -192,7 +198,7 @@ async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut Strin
                 text,
                 identities: Vec::new(),
                 retry_after: None,
-                begun: false,
+                outcome_unknown: false,
             };
             failed(context, key, &error, None, said);
         }
@@ -202,12 +208,12 @@ async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut Strin
 async fn change_host(
     context: &Context,
     key: &HostKey,
-    seen: &OnHost,
+    seen: &HostIdentities,
     change: &HostChange,
     said: &mut String,
 ) {
     let started = Instant::now();
-    let done = context.azure.patch(key, seen, change).await;
+    let done = context.host_client.patch(key, seen, change).await;
     let operation = match key.kind() {
         HostKind::VirtualMachine => "vm_update",
         HostKind::ScaleSet => "vmss_update",
@@ -221,7 +227,7 @@ async fn change_host(
             context.metrics.cycle(took);
             tracing::info!(host = %key, attached = names(&change.attach), detached = names(&change.detach), "host changed");
             with_host(context, key, |_, host| host.changed(change, version));
-            passed(context, key, &change.attach);
+            on_attached(context, key, &change.attach);
         }
         Err(error) => failed(context, key, &error, Some(change), said),
     }
@@ -233,17 +239,17 @@ fn with_host(
     key: &HostKey,
     tell: impl FnOnce(&DesiredState, &mut Host) -> BTreeSet<AssignmentKey>,
 ) {
-    let mut state = context.state.lock();
-    let State { desired, hosts, .. } = &mut *state;
+    let mut index = context.index.lock();
+    let Index { desired, hosts, .. } = &mut *index;
     let Some(host) = hosts.get_mut(key) else {
         return;
     };
     let touched = tell(desired, host);
     let mut doubtful = identities_of(desired, &touched);
-    doubtful.retain(|identity| !state.is_ready(identity));
-    drop(state);
-    context.doubt_conditions(doubtful);
-    context.look_at(touched);
+    doubtful.retain(|identity| !index.is_ready(identity));
+    drop(index);
+    context.recheck_conditions(doubtful);
+    context.enqueue(touched);
 }
 
 fn identities_of(desired: &DesiredState, users: &BTreeSet<AssignmentKey>) -> BTreeSet<ObjectKey> {
@@ -252,11 +258,11 @@ fn identities_of(desired: &DesiredState, users: &BTreeSet<AssignmentKey>) -> BTr
 }
 
 /// These are on the host: whoever waits for one that was refused there may go on.
-fn passed(context: &Context, key: &HostKey, ids: &[ResourceId]) {
-    let mut state = context.state.lock();
+fn on_attached(context: &Context, key: &HostKey, ids: &[ResourceId]) {
+    let mut index = context.index.lock();
     for id in ids {
-        if state.quarantine.passed(id, key) {
-            state.wake_hosts_of(id);
+        if index.quarantine.on_attached(id, key) {
+            index.wake_hosts_of(id);
         }
     }
 }
@@ -268,21 +274,24 @@ fn failed(
     change: Option<&HostChange>,
     said: &mut String,
 ) {
-    let mut state = context.state.lock();
-    let State {
+    let mut index = context.index.lock();
+    let Index {
         desired,
         hosts,
         quarantine,
         ..
-    } = &mut *state;
+    } = &mut *index;
     let Some(host) = hosts.get_mut(key) else {
         return;
     };
     let failure = host.failed(Instant::now(), &context.config, error, change, quarantine);
-    let lasting = host.trouble.as_ref().is_some_and(|t| t.attempts == LASTING);
+    let lasting = host
+        .trouble
+        .as_ref()
+        .is_some_and(|t| t.attempts == REPORT_AFTER);
     let doubtful = identities_of(desired, &failure.touched);
-    drop(state);
-    context.doubt_conditions(doubtful);
+    drop(index);
+    context.recheck_conditions(doubtful);
     for id in &failure.apart {
         tracing::warn!(host = %key, identity = %id, reason = %error.text, "Azure refuses to attach the identity; it is tried again, alone, ever less often");
         tell_users(context, key, id, error.fault.name(), &error.text);
@@ -296,7 +305,7 @@ fn failed(
             tell_pods(context, key, error);
         }
     }
-    context.look_at(failure.touched);
+    context.enqueue(failure.touched);
 }
 
 /// Tells people about an identity on a host: Events on it and on its pods.
@@ -304,48 +313,48 @@ fn tell_users(context: &Context, key: &HostKey, id: &ResourceId, reason: &'stati
     let mut identities = BTreeSet::new();
     let mut told = Vec::new();
     {
-        let state = context.state.lock();
-        let users = state.hosts.get(key).and_then(|host| host.wanted.get(id));
+        let index = context.index.lock();
+        let users = index.hosts.get(key).and_then(|host| host.wanted.get(id));
         let users = users.into_iter().flatten();
-        for assignment in users.filter_map(|who| state.desired.get(who)) {
+        for assignment in users.filter_map(|who| index.desired.get(who)) {
             let identity = &assignment.identity.key;
             let message = format!("{identity} on {key}: {text}");
             if identities.insert(identity.clone()) {
                 told.push(events::of_identity(
-                    &state,
+                    &index,
                     identity,
                     reason,
                     message.clone(),
                 ));
             }
-            if told.len() < TOLD_PODS {
+            if told.len() < MAX_POD_EVENTS {
                 told.push(events::of_pod(assignment, message));
             }
         }
     }
     for note in told {
-        context.note(note);
+        context.record_event(note);
     }
-    context.doubt_conditions(identities);
+    context.recheck_conditions(identities);
 }
 
 /// Tells pods that wait for a host that it cannot be read or changed.
 fn tell_pods(context: &Context, key: &HostKey, error: &HostError) {
     let told: Vec<_> = {
-        let state = context.state.lock();
-        let Some(host) = state.hosts.get(key) else {
+        let index = context.index.lock();
+        let Some(host) = index.hosts.get(key) else {
             return;
         };
         let missing = |(id, _): &(&ResourceId, _)| host.has(id) != Some(true);
         let waiting = host.wanted.iter().filter(missing);
         let users = waiting.flat_map(|(_, users)| users);
-        let assignments = users.filter_map(|who| state.desired.get(who));
+        let assignments = users.filter_map(|who| index.desired.get(who));
         assignments
-            .take(TOLD_PODS)
+            .take(MAX_POD_EVENTS)
             .map(|pod| events::of_pod(pod, format!("{key}: {}", error.text)))
             .collect()
     };
-    told.into_iter().for_each(|note| context.note(note));
+    told.into_iter().for_each(|note| context.record_event(note));
 }
 
 fn names(ids: &[ResourceId]) -> String {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::host::cloud::Fault;
-use crate::host::{Host, LASTING};
-use crate::index::State;
+use crate::host::{Host, REPORT_AFTER};
+use crate::index::Index;
 
 /// The condition's type.
 const READY: &str = "Ready";
@@ -85,7 +85,7 @@ pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
 }
 
 async fn tell(context: &Context, identity: &ObjectKey) {
-    let Some(condition) = due(&context.state.lock(), identity) else {
+    let Some(condition) = due(&context.index.lock(), identity) else {
         return;
     };
     let body = json!({
@@ -100,7 +100,7 @@ async fn tell(context: &Context, identity: &ObjectKey) {
     let wanted = json!({ "conditions": [body] });
     match status::write(&api, &identity.name, None, &wanted, &Value::Null).await {
         Ok(_) => {
-            if let Some(meta) = context.state.lock().identities.get_mut(identity) {
+            if let Some(meta) = context.index.lock().identities.get_mut(identity) {
                 meta.condition = Some(condition);
             }
         }
@@ -111,16 +111,16 @@ async fn tell(context: &Context, identity: &ObjectKey) {
 }
 
 /// What the condition must say, where it does not say so yet.
-fn due(state: &State, identity: &ObjectKey) -> Option<Condition> {
-    let malformed = state.malformed.get(identity);
+fn due(index: &Index, identity: &ObjectKey) -> Option<Condition> {
+    let malformed = index.malformed.get(identity);
     let meta = malformed
         .map(|(meta, _)| meta)
-        .or_else(|| state.identities.get(identity))?;
+        .or_else(|| index.identities.get(identity))?;
     let mut now = match malformed {
         Some((_, text)) => Condition::new("False", "Malformed", text),
         None => {
             let known = meta.condition.as_ref();
-            judge(state, state.desired.identity(identity)?, known)?
+            judge(index, index.desired.identity(identity)?, known)?
         }
     };
     now.generation = meta.generation;
@@ -140,19 +140,19 @@ fn due(state: &State, identity: &ObjectKey) -> Option<Condition> {
 }
 
 /// What is so; `None` while nothing can be said, which leaves what was said before.
-fn judge(state: &State, identity: &IdentityFacts, known: Option<&Condition>) -> Option<Condition> {
+fn judge(index: &Index, identity: &IdentityFacts, known: Option<&Condition>) -> Option<Condition> {
     let id = identity.resource_id()?;
-    let mut users = state.hosts.values().filter(|h| h.wanted.contains_key(id));
+    let mut users = index.hosts.values().filter(|h| h.wanted.contains_key(id));
     let Some(first) = users.next() else {
         let unknown = || Condition::new("Unknown", "NotInUse", "no pod uses it at present");
         return known.filter(|known| !known.ready).map(|_| unknown());
     };
     let mut attached = false;
     for host in std::iter::once(first).chain(users) {
-        if is_unsure(state, host, id, &identity.client_id) {
+        if is_unsure(index, host, id, &identity.client_id) {
             return None;
         }
-        if let Some((fault, text)) = trouble(state, host, id, &identity.client_id) {
+        if let Some((fault, text)) = trouble(index, host, id, &identity.client_id) {
             return Some(Condition::new("False", fault, &text));
         }
         attached |= host.has(id) == Some(true);
@@ -163,30 +163,31 @@ fn judge(state: &State, identity: &IdentityFacts, known: Option<&Condition>) -> 
 
 /// Why the identity does not work on a host, if there is anything that people should know.
 fn trouble(
-    state: &State,
+    index: &Index,
     host: &Host,
     id: &ResourceId,
     client_id: &ClientId,
 ) -> Option<(&'static str, String)> {
     if host.has(id) == Some(true) {
-        return other_client(state, host, id, client_id);
+        return other_client(index, host, id, client_id);
     }
-    if let Some((fault, text)) = state.quarantine.reason(id) {
+    if let Some((fault, text)) = index.quarantine.reason(id) {
         return Some((fault.name(), text.to_owned()));
     }
     let trouble = host.trouble.as_ref()?;
-    (trouble.attempts >= LASTING).then(|| (trouble.fault.name(), trouble.text.clone()))
+    (trouble.attempts >= REPORT_AFTER).then(|| (trouble.fault.name(), trouble.text.clone()))
 }
 
 /// Whether Azure is still to be asked which of two client ids is right.
-fn is_unsure(state: &State, host: &Host, id: &ResourceId, client_id: &ClientId) -> bool {
+fn is_unsure(index: &Index, host: &Host, id: &ResourceId, client_id: &ClientId) -> bool {
     let shown = host.seen.as_ref().and_then(|seen| seen.user.get(id));
-    matches!(shown, Some(Some(shown)) if shown != client_id) && !state.truths.contains_key(id)
+    matches!(shown, Some(Some(shown)) if shown != client_id)
+        && !index.client_id_answers.contains_key(id)
 }
 
 /// What is wrong with an identity that is attached under another client id than its object says.
 fn other_client(
-    state: &State,
+    index: &Index,
     host: &Host,
     id: &ResourceId,
     client_id: &ClientId,
@@ -197,7 +198,7 @@ fn other_client(
     }
     let advice = format!("az identity show --ids {id} --query clientId");
     let mismatch = "ClientIDMismatch";
-    Some(match &state.truths.get(id)?.told {
+    Some(match &index.client_id_answers.get(id)?.told {
         Ok(None) => (
             Fault::IdentityNotFound.name(),
             format!(

@@ -7,12 +7,12 @@ use podid_policy::facts::ObjectKey;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use crate::assigned::News;
-use crate::index::{Meta, State};
+use crate::assigned::BindingEvent;
+use crate::index::{Index, Meta};
 
 /// An Event to be recorded.
 #[derive(Debug, Clone)]
-pub(crate) struct Note {
+pub(crate) struct PendingEvent {
     pub(crate) regarding: ObjectReference,
     pub(crate) warning: bool,
     pub(crate) reason: &'static str,
@@ -22,7 +22,7 @@ pub(crate) struct Note {
 /// Records Events until shutdown.
 pub(crate) async fn record(
     events: EventRecorder,
-    mut notes: Receiver<Note>,
+    mut notes: Receiver<PendingEvent>,
     shutdown: CancellationToken,
 ) {
     loop {
@@ -31,7 +31,7 @@ pub(crate) async fn record(
             note = notes.recv() => note,
         };
         let Some(note) = note else { return };
-        let Note {
+        let PendingEvent {
             regarding,
             warning,
             reason,
@@ -42,17 +42,19 @@ pub(crate) async fn record(
 }
 
 /// Tells on the binding that it took effect for a pod, or no longer does.
-pub(crate) fn of_binding(state: &State, pod: &ObjectKey, news: News) -> Note {
+pub(crate) fn of_binding(index: &Index, pod: &ObjectKey, news: BindingEvent) -> PendingEvent {
     let (binding, reason, what, node) = match news {
-        News::Assigned { binding, node } => (binding, "BindingApplied", "applied to", node),
-        News::Removed { binding, node } => (binding, "BindingRemoved", "removed from", node),
+        BindingEvent::Applied { binding, node } => (binding, "BindingApplied", "applied to", node),
+        BindingEvent::Removed { binding, node } => {
+            (binding, "BindingRemoved", "removed from", node)
+        }
     };
-    Note {
+    PendingEvent {
         message: format!("binding {binding} {what} pod {pod} on node {node}"),
         regarding: custom(
             "AzureIdentityBinding",
             &binding,
-            state.bindings.get(&binding),
+            index.bindings.get(&binding),
         ),
         warning: false,
         reason,
@@ -61,13 +63,13 @@ pub(crate) fn of_binding(state: &State, pod: &ObjectKey, news: News) -> Note {
 
 /// Tells on the identity what is wrong with it.
 pub(crate) fn of_identity(
-    state: &State,
+    index: &Index,
     identity: &ObjectKey,
     reason: &'static str,
     message: String,
-) -> Note {
-    Note {
-        regarding: custom("AzureIdentity", identity, state.identities.get(identity)),
+) -> PendingEvent {
+    PendingEvent {
+        regarding: custom("AzureIdentity", identity, index.identities.get(identity)),
         warning: true,
         reason,
         message,
@@ -75,7 +77,7 @@ pub(crate) fn of_identity(
 }
 
 /// Tells on the pod that one of its identities cannot be attached.
-pub(crate) fn of_pod(assignment: &Assignment, message: String) -> Note {
+pub(crate) fn of_pod(assignment: &Assignment, message: String) -> PendingEvent {
     let regarding = ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),
@@ -84,7 +86,7 @@ pub(crate) fn of_pod(assignment: &Assignment, message: String) -> Note {
         uid: Some(assignment.uid.to_string()),
         ..ObjectReference::default()
     };
-    Note {
+    PendingEvent {
         regarding,
         warning: true,
         reason: "IdentityNotAttached",
@@ -93,12 +95,17 @@ pub(crate) fn of_pod(assignment: &Assignment, message: String) -> Note {
 }
 
 /// Tells on an object that it cannot be used as it is.
-pub(crate) fn of_malformed(kind: &str, key: &ObjectKey, uid: &str, message: String) -> Note {
+pub(crate) fn of_malformed(
+    kind: &str,
+    key: &ObjectKey,
+    uid: &str,
+    message: String,
+) -> PendingEvent {
     let meta = Meta {
         uid: uid.into(),
         ..Meta::default()
     };
-    Note {
+    PendingEvent {
         regarding: custom(kind, key, Some(&meta)),
         warning: true,
         reason: "Malformed",

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use tokio::time::{Instant, sleep};
 
-use crate::host::cloud::{Fault, HostChange, HostError, Hosts, MAX_CHANGE, OnHost};
+use crate::host::cloud::{Fault, HostChange, HostClient, HostError, HostIdentities, MAX_CHANGE};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -45,7 +45,7 @@ pub(crate) fn fault(fault: Fault, retry_after: Option<u64>) -> HostError {
         text: format!("fault {}", fault.name()),
         identities: Vec::new(),
         retry_after: retry_after.map(Duration::from_secs),
-        begun: fault == Fault::Unavailable,
+        outcome_unknown: fault == Fault::Unavailable,
     }
 }
 
@@ -86,13 +86,16 @@ impl FakeAzure {
             text: "FailedIdentityOperation: an identity was not found".to_owned(),
             identities: if world.names { bad } else { Vec::new() },
             retry_after: None,
-            begun: false,
+            outcome_unknown: false,
         })
     }
 }
 
-impl Hosts for FakeAzure {
-    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>> {
+impl HostClient for FakeAzure {
+    fn identities<'a>(
+        &'a self,
+        host: &'a HostKey,
+    ) -> BoxFuture<'a, Result<HostIdentities, HostError>> {
         async move {
             sleep(Duration::from_millis(50)).await;
             let mut world = self.0.lock();
@@ -101,7 +104,7 @@ impl Hosts for FakeAzure {
                 return Err(fault(Fault::Unavailable, None));
             }
             let there = world.attached.entry(host.clone()).or_default().clone();
-            Ok(OnHost {
+            Ok(HostIdentities {
                 system: false,
                 user: there
                     .into_iter()
@@ -116,7 +119,7 @@ impl Hosts for FakeAzure {
     fn patch<'a>(
         &'a self,
         host: &'a HostKey,
-        _seen: &'a OnHost,
+        _seen: &'a HostIdentities,
         change: &'a HostChange,
     ) -> BoxFuture<'a, Result<Option<String>, HostError>> {
         async move {

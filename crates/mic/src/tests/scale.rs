@@ -1,7 +1,7 @@
 //! How many calls many pods cost.
 
 use super::*;
-use crate::bench::{Machine, Work};
+use crate::bench::{OfflineController, Work};
 use podid_policy::facts::{
     BindingFacts, IdentityFacts, IdentitySource, ObjectKey, PodFacts, PodPhase,
 };
@@ -137,7 +137,7 @@ async fn pods_that_trickle_in_stay_within_what_azure_takes() {
 
 /// What these events lead to in a cluster with so many pods.
 fn work(pods: usize) -> Vec<Work> {
-    let mut machine = Machine::default();
+    let mut machine = OfflineController::default();
     let identities = 10;
     for n in 0..SETS {
         machine.node(&format!("n{n}"), &provider_id(n, 0));

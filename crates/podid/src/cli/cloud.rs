@@ -8,7 +8,7 @@ use podid_azure::arm::Arm;
 use podid_azure::clouds::ENVIRONMENT_FILE;
 use podid_azure::config::{CloudConfig, ConfigError};
 use podid_azure::error::Error;
-use podid_mic::host::cloud::{HostChange, HostError, Hosts, OnHost};
+use podid_mic::{HostChange, HostClient, HostError, HostIdentities};
 use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -122,24 +122,27 @@ impl Cloud {
     }
 }
 
-impl Hosts for Cloud {
-    fn identities<'a>(&'a self, host: &'a HostKey) -> BoxFuture<'a, Result<OnHost, HostError>> {
-        Box::pin(async move { Hosts::identities(&self.arm(), host).await })
+impl HostClient for Cloud {
+    fn identities<'a>(
+        &'a self,
+        host: &'a HostKey,
+    ) -> BoxFuture<'a, Result<HostIdentities, HostError>> {
+        Box::pin(async move { HostClient::identities(&self.arm(), host).await })
     }
 
     fn patch<'a>(
         &'a self,
         host: &'a HostKey,
-        seen: &'a OnHost,
+        seen: &'a HostIdentities,
         change: &'a HostChange,
     ) -> BoxFuture<'a, Result<Option<String>, HostError>> {
-        Box::pin(async move { Hosts::patch(&self.arm(), host, seen, change).await })
+        Box::pin(async move { HostClient::patch(&self.arm(), host, seen, change).await })
     }
 
     fn client_id<'a>(
         &'a self,
         id: &'a ResourceId,
     ) -> BoxFuture<'a, Result<Option<ClientId>, HostError>> {
-        Box::pin(async move { Hosts::client_id(&self.arm(), id).await })
+        Box::pin(async move { HostClient::client_id(&self.arm(), id).await })
     }
 }

@@ -145,7 +145,25 @@ impl World {
 
     /// Starts `podid mic` with these variables.
     fn start(&self, flags: &[&str], variables: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_podid"));
+        self.start_by(Command::new(env!("CARGO_BIN_EXE_podid")), flags, variables)
+    }
+
+    /// Starts it with this file of the node mounted by itself, as a hostPath of a pod is.
+    fn start_with_mount(&self, of_node: &str, mounted: &str) -> Process {
+        let mut command = Command::new("unshare");
+        let script = r#"mount --bind "$0" "$1" && shift && exec "$@""#;
+        command
+            .args(["--mount", "sh", "-ec", script, of_node, mounted])
+            .arg(env!("CARGO_BIN_EXE_podid"));
+        self.start_by(command, &[&format!("--cloudconfig={mounted}")], &[])
+    }
+
+    fn start_by(
+        &self,
+        mut command: Command,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Process {
         let at = |file: &str| self.scratch.path().join(file);
         command
             .args([
@@ -222,6 +240,40 @@ async fn a_changed_file_takes_effect_and_a_broken_one_does_not() {
     world.until_attached(&mic, "three").await;
     let log = mic.log();
     assert!(!log.contains("first") && !log.contains("second"), "{log}");
+    mic.kill();
+}
+
+/// A pod mounts the node's file, and whoever changes it there may put another in its place: the pod goes on seeing the former one.
+#[tokio::test]
+async fn a_file_that_is_replaced_behind_the_mount_is_used_by_the_container_after_this_one() {
+    let world = World::build().await;
+    let of_node = world.write("azure.json", &world.principal("first"));
+    let mounted = world.write("mounted.json", "");
+    let mic = world.start_with_mount(&of_node, &mounted);
+    world.need("one").await;
+    world.until_attached(&mic, "one").await;
+
+    world.azure.rotate_secret(&world.application, "second");
+    let new = world.write("new.json", &world.principal("second"));
+    std::fs::rename(new, &of_node).unwrap();
+    World::until_said(&mic, "was replaced on the node").await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !mic.has_ended() {
+        assert!(Instant::now() < deadline, "{}", mic.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let lease = format!(
+        "http://{}/apis/coordination.k8s.io/v1/namespaces/default/leases/aad-pod-identity-mic",
+        world.cluster
+    );
+    let lease = world.client.get(lease).send().await.unwrap();
+    let lease: Value = lease.json().await.unwrap();
+    let holder = lease["spec"]["holderIdentity"].as_str();
+    assert_eq!(holder.unwrap_or_default(), "", "the next leader waits");
+
+    let mut mic = world.start_with_mount(&of_node, &mounted);
+    world.need("two").await;
+    world.until_attached(&mic, "two").await;
     mic.kill();
 }
 

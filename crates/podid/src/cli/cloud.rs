@@ -16,21 +16,29 @@ use tokio_util::sync::CancellationToken;
 /// How often the files are looked at. Reading beats notifications here: mounted Secrets are links that are swapped.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// The mounts of this process, one a line.
+const MOUNTS: &str = "/proc/self/mountinfo";
+
 /// Where the configuration comes from.
 pub struct Source {
     file: Option<PathBuf>,
     environment: Option<PathBuf>,
+    /// What is mounted at each file, as it was at the start.
+    mounted: Vec<Option<String>>,
 }
 
 impl Source {
     /// `file` is `--cloudconfig`; the environment stands for it when it is missing or empty.
     pub fn new(file: Option<&Path>) -> Self {
-        Self {
+        let mut source = Self {
             file: file
                 .filter(|path| !path.as_os_str().is_empty())
                 .map(Path::to_owned),
             environment: std::env::var_os(ENVIRONMENT_FILE).map(PathBuf::from),
-        }
+            mounted: Vec::new(),
+        };
+        source.mounted = source.mounts();
+        source
     }
 
     /// Reads the configuration.
@@ -51,12 +59,31 @@ impl Source {
             let meta = std::fs::metadata(path).ok()?;
             Some((meta.modified().ok()?, meta.len()))
         };
-        [&self.file, &self.environment]
-            .into_iter()
-            .flatten()
-            .map(look)
-            .collect()
+        self.files().map(look).collect()
     }
+
+    /// What is mounted at each file now; a file that is no mount of its own has none.
+    fn mounts(&self) -> Vec<Option<String>> {
+        let all = std::fs::read_to_string(MOUNTS).unwrap_or_default();
+        self.files().map(|path| mounted_at(&all, path)).collect()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.file, &self.environment].into_iter().flatten()
+    }
+}
+
+/// The name that the file mounted at `path` has in its own file system: the kernel follows a renaming there, and marks a file that
+/// is deleted.
+fn mounted_at(mounts: &str, path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let at = |line: &str| {
+        let mut fields = line.split(' ').skip(3);
+        let (name, point) = (fields.next()?, fields.next()?);
+        (Path::new(point) == path).then(|| name.to_owned())
+    };
+    // The last one covers those before it.
+    mounts.lines().rev().find_map(at)
 }
 
 /// Azure Resource Manager by the configuration as it is now.
@@ -81,12 +108,20 @@ impl Cloud {
     }
 
     /// Follows the files until shutdown. What cannot be used is told, and what was read before stays in use.
-    pub async fn follow(&self, shutdown: &CancellationToken) {
+    ///
+    /// # Errors
+    /// When another file has taken the place of one that is mounted by itself: this container goes on seeing the former one.
+    pub async fn follow(&self, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let mut known = self.source.looks();
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return Ok(()),
                 () = tokio::time::sleep(LOOK) => {}
+            }
+            if self.source.mounts() != self.source.mounted {
+                anyhow::bail!(
+                    "the cloud configuration was replaced on the node, and what is mounted here is the former file; ending, so that the kubelet starts the container with the new one"
+                );
             }
             let looks = self.source.looks();
             if looks == known {

@@ -124,7 +124,7 @@ struct Ports {
 }
 
 impl Mic {
-    /// Runs until SIGTERM.
+    /// Runs until SIGTERM, or until its configuration is another file that only a new container sees.
     pub fn run(self) -> anyhow::Result<()> {
         self.logging.start();
         run::block_on(0, self.control())
@@ -147,11 +147,14 @@ impl Mic {
             .await
             .context("--http-probe-port and --prometheus-port")?;
         let mut running = std::pin::pin!(mic.run(listeners, shutdown.clone()));
-        tokio::select! {
-            ran = &mut running => ran?,
-            () = azure.follow(&shutdown) => running.await?,
-        }
-        Ok(())
+        let followed = tokio::select! {
+            ran = &mut running => return Ok(ran?),
+            followed = azure.follow(&shutdown) => followed,
+        };
+        // The lease is given back, so that another replica leads meanwhile.
+        shutdown.cancel();
+        running.await?;
+        followed
     }
 
     fn config(self, credential: &Credential) -> anyhow::Result<Config> {

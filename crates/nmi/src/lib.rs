@@ -26,7 +26,7 @@ pub use caller::processes::{Processes, Unseen};
 use caller::watches;
 pub use config::{Config, POD_REQUESTS};
 use context::Context;
-pub use lifecycle::drain::Parting;
+pub use http::drain::Parting;
 use lifecycle::servers::Duty;
 use lifecycle::takeover::Relay;
 pub use metrics::Metrics;

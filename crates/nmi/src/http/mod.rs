@@ -1,5 +1,6 @@
 //! Everything that speaks HTTP to callers.
 
+pub(crate) mod drain;
 pub(crate) mod error_body;
 pub(crate) mod host_token;
 pub(crate) mod info;

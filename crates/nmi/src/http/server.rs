@@ -14,11 +14,11 @@ use tokio::task::JoinSet;
 
 use crate::caller::connection::ConnectionContext;
 use crate::context::Context;
+use crate::http::drain::Closing;
 use crate::http::error_body::{Due, Wire};
 use crate::http::rate_limit::Permit;
 use crate::http::request;
 use crate::http::response::closing_bytes;
-use crate::lifecycle::drain::Closing;
 use crate::refusal::Refusal;
 
 /// A connection without a request is closed after this.

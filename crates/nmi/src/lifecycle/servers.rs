@@ -7,8 +7,8 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
 use crate::context::Context;
+use crate::http::drain::{Closing, LAST_REQUESTS};
 use crate::http::{host_token, server};
-use crate::lifecycle::drain::{Closing, LAST_REQUESTS};
 use crate::lifecycle::health;
 use crate::{Listeners, NmiError, Part, fault, named};
 

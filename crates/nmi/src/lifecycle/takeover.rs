@@ -9,7 +9,7 @@ use tokio::sync::watch::{Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::lifecycle::drain::Parting;
+use crate::http::drain::Parting;
 use crate::lifecycle::servers::Duty;
 use crate::{Listeners, NmiError};
 

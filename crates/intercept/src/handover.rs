@@ -238,8 +238,8 @@ impl Predecessor {
         while matches!(self.stream.read(&mut word).await, Ok(1..)) {}
     }
 
-    /// Says that this one can serve, and returns when it serves no longer: it said so, it ended, or it does neither in time.
-    pub async fn relieve(&mut self) {
+    /// Says that this node agent can serve, and returns when the predecessor has stopped: it says so, it ends, or its time is up.
+    pub async fn take_over(&mut self) {
         let relieved = async {
             self.stream.write_all(&[READY]).await?;
             self.stream.read_u8().await
@@ -255,21 +255,21 @@ impl Predecessor {
         }
     }
 
-    /// Says that a third one serves, so that it need not stand by any longer.
-    pub async fn dismiss(mut self) {
+    /// Says that it need not stand by any longer, because a third node agent serves or none will.
+    pub async fn release(mut self) {
         // It may have ended long ago.
         let _ = self.stream.write_all(&[SUPERSEDED]).await;
     }
 }
 
-/// Where successors report.
+/// The listener at the handover socket, to which successors connect.
 #[derive(Debug)]
-pub struct Post {
+pub struct HandoverListener {
     listener: UnixListener,
 }
 
-impl Post {
-    /// Takes the path over, from whoever had it.
+impl HandoverListener {
+    /// Binds it, in place of the one that another node agent has there.
     ///
     /// # Errors
     /// When the socket cannot be made there.
@@ -286,8 +286,8 @@ impl Post {
         Ok(Self { listener })
     }
 
-    /// The next successor, which has got the sockets. One at a time: others wait to be answered.
-    pub async fn successor(&self, sockets: &[&TcpListener]) -> Successor {
+    /// The next successor, once it has the sockets. A second one waits until this is called again.
+    pub async fn accept(&self, sockets: &[&TcpListener]) -> Successor {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => match welcome(stream, sockets).await {
@@ -330,10 +330,10 @@ pub struct Successor {
 
 /// How a successor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// Nobody serves in its place.
-    Alone,
-    /// A third one serves.
+pub enum SuccessorEnd {
+    /// No other node agent serves in its place.
+    Died,
+    /// A third node agent serves, or none is to serve any more.
     Superseded,
 }
 
@@ -343,17 +343,17 @@ impl Successor {
         matches!(self.stream.read_u8().await, Ok(READY))
     }
 
-    /// Says that this one has stopped accepting.
-    pub async fn begin(&mut self) {
+    /// Says that this node agent has stopped accepting.
+    pub async fn confirm_stopped(&mut self) {
         // Should it have ended, that is seen next.
         let _ = self.stream.write_all(&[RELIEVED]).await;
     }
 
     /// Returns when it has ended.
-    pub async fn ended(&mut self) -> End {
+    pub async fn ended(&mut self) -> SuccessorEnd {
         match self.stream.read_u8().await {
-            Ok(SUPERSEDED) => End::Superseded,
-            _ => End::Alone,
+            Ok(SUPERSEDED) => SuccessorEnd::Superseded,
+            _ => SuccessorEnd::Died,
         }
     }
 }

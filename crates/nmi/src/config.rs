@@ -1,4 +1,4 @@
-//! What the node agent needs to be told.
+//! Config: the settings of the node agent. `podid nmi` makes it of its flags.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use podid_policy::matching::Scope;
 
 use crate::caller::attest::Attestor;
 
-/// What no client that keeps its tokens comes near to.
+/// The default of `Config::pod_requests`, in requests a second; a client that keeps its tokens stays far below.
 pub const POD_REQUESTS: u32 = 100;
 
 /// Settings of the node agent.
@@ -19,26 +19,26 @@ pub struct Config {
     pub node: String,
     /// How far bindings reach.
     pub scope: Scope,
-    /// Whether an identity must be assigned to the node by the controller before its tokens are given; not so in managed mode,
-    /// where an operator attaches identities.
+    /// Whether tokens of an identity are given only once the controller has assigned it to the node; `false` in managed mode, where an
+    /// operator attaches identities.
     pub assigned_first: bool,
-    /// Whether of several identities of equal weight the first by name is given to a request that names none.
+    /// Whether a request that names no identity gets the first by name of several with equal weight; else it is refused.
     pub pick_first: bool,
-    /// Resources of which tokens are fetched as soon as a pod is granted an identity.
+    /// Resources for which tokens are prefetched as soon as a pod is granted an identity.
     pub prefetch: Vec<String>,
-    /// How long a request for an identity that is being assigned is held.
+    /// How long a request waits for an identity that is being assigned.
     pub assignment_wait: Duration,
-    /// Tokens with less life than this are not served. Clients take less than 300 s for expired.
+    /// The shortest remaining life of a token that is served; clients treat one with less than 300 s as expired.
     pub token_floor: Duration,
-    /// Whether the header `Metadata: true` is demanded.
+    /// Whether requests must have the header `Metadata: true`.
     pub metadata_header_required: bool,
     /// Categories of metadata, such as `instance`, that pods may read.
     pub allowed_categories: Vec<String>,
-    /// How many requests a second a pod may make for long, and twice as many at once; the rest is answered with 429.
+    /// How many requests a second a pod may send, and twice as many at once; more are answered with 429.
     pub pod_requests: u32,
-    /// Where the node's own programs ask for a pod's token, if they may.
+    /// The Unix socket at which programs of the node ask for pods' tokens; `None` for none.
     pub host_token_socket: Option<PathBuf>,
-    /// Looks whether a caller is the pod that its address says; without it the address alone counts.
+    /// Attests that a caller is the pod that its address says; without one the address alone counts.
     pub attestor: Option<Arc<Attestor>>,
     /// Where `/healthz` and `/readyz` are served.
     pub probe: SocketAddr,

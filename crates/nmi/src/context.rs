@@ -1,4 +1,6 @@
-//! What requests and watches share.
+//! Context: the state that the tasks of the node agent share. Watches write the index, requests read it.
+//!
+//! `lib.rs` makes one per process.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use tokio::sync::{OnceCell, watch};
 use crate::caller::index::{Caller, Index};
 use crate::caller::lookup::Lookup;
 use crate::config::Config;
-use crate::http::drain::Parting;
-use crate::http::log_limit::Quiet;
+use crate::http::drain::FinalDrain;
+use crate::http::log_limit::LogLimit;
 use crate::http::rate_limit::RateLimiter;
 use crate::metrics::Metrics;
 use crate::token::cache::Cache;
@@ -21,23 +23,24 @@ use crate::token::object_id::ObjectIds;
 use crate::token::prefetch::RequestedResources;
 use crate::token::source::Upstream;
 
+/// The shared state.
 pub(crate) struct Context {
     pub(crate) config: Config,
-    /// Held for microseconds, never across an await.
+    /// The lock is held for microseconds, and never across an await.
     pub(crate) index: RwLock<Index>,
-    /// Counts the changes of the index.
+    /// Counts the changes of the index, for those who wait for one.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) cache: Cache<Instrumented>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) lookup: Lookup,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) rate_limiter: Arc<RateLimiter>,
-    pub(crate) quiet: Quiet,
+    pub(crate) refusal_log: LogLimit,
     pub(crate) requested_resources: RequestedResources,
     pub(crate) object_ids: ObjectIds,
     /// The tenant of the user-assigned identities, once the metadata service has said it.
     pub(crate) tenant: OnceCell<String>,
-    pub(crate) parting: Parting,
+    pub(crate) final_drain: FinalDrain,
     synced: AtomicBool,
 }
 
@@ -66,17 +69,17 @@ impl Context {
             upstream,
             metrics,
             rate_limiter: Arc::new(RateLimiter::new(config.pod_requests)),
-            quiet: Quiet::default(),
+            refusal_log: LogLimit::default(),
             requested_resources: RequestedResources::default(),
             object_ids: ObjectIds::default(),
             tenant: OnceCell::new(),
-            parting: Parting::default(),
+            final_drain: FinalDrain::default(),
             synced: AtomicBool::new(false),
             config,
         }
     }
 
-    /// Changes the index and tells whoever waits for it; tokens whose grant is gone go too.
+    /// Changes the index, drops cached tokens whose grant is gone, and wakes the requests that wait for a change.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Index)) {
         let granted = {
             let mut index = self.index.write();
@@ -89,7 +92,7 @@ impl Context {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Who has this address; `None` until the index is complete.
+    /// Which pod has this address; `None` until the index is complete.
     pub(crate) fn caller(&self, address: IpAddr) -> Option<Caller> {
         self.is_synced().then(|| {
             let watched = self.index.read().caller(address);
@@ -97,10 +100,12 @@ impl Context {
         })
     }
 
+    /// Whether every watch has listed its objects once, so that the index is complete.
     pub(crate) fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire)
     }
 
+    /// Says that the index is complete.
     pub(crate) fn set_synced(&self) {
         if !self.synced.swap(true, Ordering::AcqRel) {
             tracing::info!("all objects are known; tokens are served");

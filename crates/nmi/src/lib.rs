@@ -1,8 +1,50 @@
-//! The node agent: answers the metadata token endpoint for the pods of its node.
+//! The node agent, `podid nmi`: serves the token endpoint of the metadata service (IMDS) to the pods of its node, each with the
+//! identities that it is granted.
+//!
+//! # A request
+//!
+//! ```text
+//!  a pod's packet to 169.254.169.254, intercepted (crate podid-intercept)
+//!    │
+//!    ▼
+//!  http      server ──► request ──► target (what is asked) ────────────┐
+//!              │           │                                           │
+//!              │           └──► passthrough, info (no token)           │
+//!              ▼                                                       ▼
+//!  caller    connection, attest (is it that pod?) ◄──── token    grant (what is it granted?) ──► cache ──► source ──► Azure
+//!              │                                                       │
+//!              ▼                                                       ▼
+//!            index (which pod has the address, which identity it may have) ◄── watches ◄── API server
+//! ```
+//!
+//! # Rooms
+//!
+//! Each uses only those below it, and the files of this folder.
+//!
+//! | room | what is in it |
+//! | --- | --- |
+//! | `lifecycle` | which node agent serves, and its listeners: takeover, servers, health |
+//! | `http` | HTTP: server, requests, responses, rate limit, passthrough, drain |
+//! | `token` | tokens: grant, cache, prefetch, the issuers |
+//! | `caller` | callers: the index of the cluster's objects, its watches, attestation |
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `context` | the state that all tasks share |
+//! | `config` | the settings |
+//! | `refusal` | why a request gets no token: every reason, with its name and status |
+//! | `metrics` | the metrics |
+//! | `error` | errors that end the process |
+//!
+//! # Use
+//!
+//! `podid nmi` makes an [`Nmi`], lets it [bind](Nmi::bind) its ports or [inherit](Nmi::inherit) them from the node agent that runs,
+//! and [runs](Nmi::run) it until shutdown.
 
 mod caller;
 mod config;
 mod context;
+mod error;
 mod http;
 mod lifecycle;
 mod metrics;
@@ -26,93 +68,58 @@ pub use caller::processes::{Processes, Unseen};
 use caller::watches;
 pub use config::{Config, POD_REQUESTS};
 use context::Context;
-pub use http::drain::Parting;
-use lifecycle::servers::Duty;
-use lifecycle::takeover::Relay;
+pub use error::NmiError;
+use error::{TaskResult, socket, task_ended};
+pub use http::drain::FinalDrain;
+pub use lifecycle::servers::Listeners;
+use lifecycle::servers::Servers;
+use lifecycle::takeover::Takeover;
 pub use metrics::Metrics;
 pub use token::source::{SourceError, Upstream};
 use token::{prefetch, secret_watch};
 
-/// Why the node agent stopped before it was told to.
-#[derive(Debug, thiserror::Error)]
-pub enum NmiError {
-    /// A socket failed.
-    #[error("{what}: {cause}; the process must be restarted")]
-    Socket {
-        /// Which one.
-        what: &'static str,
-        /// The operating system's word.
-        cause: std::io::Error,
-    },
-    /// A part of it ended or panicked, which none may.
-    #[error(
-        "the task {task} ended by itself: {cause}; this is a fault of podid, the process must be restarted"
-    )]
-    TaskEnded {
-        /// Which part.
-        task: &'static str,
-        /// How it ended.
-        cause: String,
-    },
-}
-
-/// The node agent's sockets.
-#[derive(Debug)]
-pub struct Listeners {
-    /// The front doors: connections that were meant for the metadata service.
-    pub doors: Vec<TcpListener>,
-    /// `/healthz` and `/readyz`.
-    pub probe: TcpListener,
-    /// `/metrics`.
-    pub metrics: TcpListener,
-}
-
-impl Listeners {
-    /// Every one.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &TcpListener> {
-        self.doors.iter().chain([&self.probe, &self.metrics])
-    }
-}
+const PROBE: &str = "the probe port (--http-probe-port)";
+const METRICS: &str = "the metrics port (--prometheus-port)";
 
 /// The node agent.
 pub struct Nmi {
     context: Arc<Context>,
     client: Client,
     active: Receiver<bool>,
-    relay: Relay,
+    takeover: Takeover,
     taint: Option<StartupTaint>,
 }
 
 impl Nmi {
-    /// A node agent that has not started yet. `active` says whether requests are intercepted, for the probe.
+    /// A node agent that has not started yet. `active` says whether requests are intercepted, for the probes.
     pub fn new(config: Config, client: Client, upstream: Upstream, active: Receiver<bool>) -> Self {
         let metrics = Arc::new(Metrics::default());
         let context = Arc::new(Context::new(config, client.clone(), upstream, metrics));
         Self {
             client,
             active,
-            relay: Relay {
+            takeover: Takeover {
                 path: None,
                 predecessor: None,
-                on_duty: watch::Sender::new(false),
-                parting: context.parting.clone(),
+                serving: watch::Sender::new(false),
+                final_drain: context.final_drain.clone(),
             },
             context,
             taint: None,
         }
     }
 
-    /// Serves only once `predecessor` is relieved, and hands over to whoever reports at `path`.
+    /// Serves only once it has taken over from `predecessor`, and lets successors take over at the Unix socket `path`.
     #[must_use]
-    pub fn in_relay(mut self, path: PathBuf, predecessor: Option<Predecessor>) -> Self {
-        self.relay.path = Some(path);
-        self.relay.predecessor = predecessor;
+    pub fn with_takeover(mut self, path: PathBuf, predecessor: Option<Predecessor>) -> Self {
+        self.takeover.path = Some(path);
+        self.takeover.predecessor = predecessor;
         self
     }
 
-    /// Takes this taint off the node once tokens are served and requests are intercepted.
+    /// Removes this taint from the node once tokens are served and requests are intercepted.
     #[must_use]
-    pub fn lifting(mut self, taint: Option<StartupTaint>) -> Self {
+    pub fn with_startup_taint(mut self, taint: Option<StartupTaint>) -> Self {
         self.taint = taint;
         self
     }
@@ -122,52 +129,51 @@ impl Nmi {
         Arc::clone(&self.context.metrics)
     }
 
-    /// Whether it is this node agent that serves, and not one before or after it.
-    pub fn on_duty(&self) -> Receiver<bool> {
-        self.relay.on_duty.subscribe()
+    /// Whether this node agent serves, and not its predecessor or its successor.
+    pub fn serving(&self) -> Receiver<bool> {
+        self.takeover.serving.subscribe()
     }
 
-    /// Ends its serving, for good: also the node agent before it serves no more then, should this one end.
-    pub fn parting(&self) -> Parting {
-        self.context.parting.clone()
+    /// The drain for when no node agent is to serve any more.
+    pub fn final_drain(&self) -> FinalDrain {
+        self.context.final_drain.clone()
     }
 
-    /// Binds the ports of the probe and the metrics, next to doors that are already bound.
+    /// Binds the ports of the probes and the metrics, next to metadata listeners that are already bound.
     ///
     /// # Errors
     /// [`NmiError::Socket`] when an address is in use or not this machine's.
-    pub fn bind(&self, doors: Vec<TcpListener>) -> Result<Listeners, NmiError> {
+    pub fn bind(&self, metadata: Vec<TcpListener>) -> Result<Listeners, NmiError> {
         let config = &self.context.config;
         Ok(Listeners {
-            doors,
-            probe: named(PROBE, TcpListener::bind(config.probe))?,
-            metrics: named(METRICS, TcpListener::bind(config.metrics))?,
+            metadata,
+            probe: socket(PROBE, TcpListener::bind(config.probe))?,
+            metrics: socket(METRICS, TcpListener::bind(config.metrics))?,
         })
     }
 
-    /// As [`Nmi::bind`], with the sockets of the node agent before this one where there are any.
+    /// Takes the ports of the probes and the metrics from the node agent that runs, and binds those that it does not have.
     ///
     /// # Errors
     /// As [`Nmi::bind`].
     pub async fn inherit(
         &self,
-        doors: Vec<TcpListener>,
+        metadata: Vec<TcpListener>,
         inheritance: &mut Inheritance,
     ) -> Result<Listeners, NmiError> {
         let config = &self.context.config;
         Ok(Listeners {
-            doors,
-            probe: named(PROBE, inheritance.listen(config.probe, false).await)?,
-            metrics: named(METRICS, inheritance.listen(config.metrics, false).await)?,
+            metadata,
+            probe: socket(PROBE, inheritance.listen(config.probe, false).await)?,
+            metrics: socket(METRICS, inheritance.listen(config.metrics, false).await)?,
         })
     }
 
-    /// Serves until shutdown. An API server or Azure that cannot be reached, at the start or later, is logged, counted and
-    /// waited for; what is known goes on being served. At shutdown requests under way are finished, and a successor that is
-    /// about to take over is waited for.
+    /// Serves until shutdown, then finishes the requests under way and waits for a successor that is about to take over. While the
+    /// API server or Azure cannot be reached, at the start or later, it logs and counts that, retries, and serves what it has.
     ///
     /// # Errors
-    /// [`NmiError`] when a part ended by itself.
+    /// [`NmiError`] when a task ended by itself.
     pub async fn run(
         self,
         listeners: Listeners,
@@ -177,19 +183,19 @@ impl Nmi {
         let mut tasks = JoinSet::new();
         let ready = watch::Sender::new(false);
         let is_ready = ready.subscribe();
-        let healths = watches::start(&self.context, &self.client, &mut tasks, &stop);
+        let statuses = watches::start(&self.context, &self.client, &mut tasks, &stop);
         let secrets =
             secret_watch::run(Arc::clone(&self.context), self.client.clone(), stop.clone());
         tasks.spawn(secrets);
         tasks.spawn(prefetch::run(Arc::clone(&self.context), stop.clone()));
-        tasks.spawn(follow(
+        tasks.spawn(follow_watches(
             Arc::clone(&self.context),
-            healths,
+            statuses,
             ready,
             stop.clone(),
         ));
         if let Some(taint) = self.taint {
-            tasks.spawn(lift(
+            tasks.spawn(remove_taint(
                 self.client.clone(),
                 self.context.config.node.clone(),
                 taint,
@@ -197,10 +203,10 @@ impl Nmi {
                 stop.clone(),
             ));
         }
-        let begin = |listeners: &Listeners| Duty::begin(listeners, &self.context, &self.active);
+        let start = |listeners: &Listeners| Servers::start(listeners, &self.context, &self.active);
         let outcome = tokio::select! {
-            outcome = self.relay.run(listeners, begin, is_ready, &shutdown) => outcome,
-            ended = tasks.join_next() => Err(fault(ended)),
+            outcome = self.takeover.run(listeners, start, is_ready, &shutdown) => outcome,
+            ended = tasks.join_next() => Err(task_ended(ended)),
         };
         stop.cancel();
         while tasks.join_next().await.is_some() {}
@@ -208,46 +214,17 @@ impl Nmi {
     }
 }
 
-const PROBE: &str = "the probe port (--http-probe-port)";
-const METRICS: &str = "the metrics port (--prometheus-port)";
-
-fn named<T>(what: &'static str, outcome: std::io::Result<T>) -> Result<T, NmiError> {
-    outcome.map_err(|cause| NmiError::Socket { what, cause })
-}
-
-/// A part of the node agent, and how it ended.
-pub(crate) type Part = (&'static str, Result<(), NmiError>);
-type Ended = Result<Part, tokio::task::JoinError>;
-
-fn fault(ended: Option<Ended>) -> NmiError {
-    match ended {
-        Some(Ok((_, Err(error)))) => error,
-        Some(Ok((task, Ok(())))) => NmiError::TaskEnded {
-            task,
-            cause: "it returned".to_owned(),
-        },
-        Some(Err(error)) => NmiError::TaskEnded {
-            task: "a task",
-            cause: error.to_string(),
-        },
-        None => NmiError::TaskEnded {
-            task: "every task",
-            cause: "none was started".to_owned(),
-        },
-    }
-}
-
-/// Lifts the startup taint when both hold.
-async fn lift(
+/// Removes the startup taint once every condition has been true.
+async fn remove_taint(
     client: Client,
     node: String,
     taint: StartupTaint,
-    ready: [Receiver<bool>; 2],
+    conditions: [Receiver<bool>; 2],
     stop: CancellationToken,
-) -> Part {
-    let lifted = async {
-        for mut ready in ready {
-            if ready.wait_for(|ready| *ready).await.is_err() {
+) -> TaskResult {
+    let removed = async {
+        for mut condition in conditions {
+            if condition.wait_for(|is_true| *is_true).await.is_err() {
                 return;
             }
         }
@@ -255,35 +232,35 @@ async fn lift(
     };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = lifted => stop.cancelled().await,
+        () = removed => stop.cancelled().await,
     }
     ("startup taint", Ok(()))
 }
 
-/// Turns the watches' health into readiness and metrics.
-async fn follow(
+/// Turns the status of the watches into metrics, and into readiness once each has listed its objects.
+async fn follow_watches(
     context: Arc<Context>,
-    mut healths: Vec<(&'static str, Receiver<WatchStatus>)>,
+    mut statuses: Vec<(&'static str, Receiver<WatchStatus>)>,
     ready: watch::Sender<bool>,
     shutdown: CancellationToken,
-) -> Part {
+) -> TaskResult {
     loop {
-        for (kind, health) in &mut healths {
-            context.metrics.watch(kind, &health.borrow_and_update());
+        for (kind, status) in &mut statuses {
+            context.metrics.watch(kind, &status.borrow_and_update());
         }
-        if healths.iter().all(|(_, health)| health.borrow().synced) {
+        if statuses.iter().all(|(_, status)| status.borrow().synced) {
             context.set_synced();
             ready.send_replace(true);
         }
         let any = futures::future::select_all(
-            healths
+            statuses
                 .iter_mut()
-                .map(|(_, health)| Box::pin(health.changed())),
+                .map(|(_, status)| Box::pin(status.changed())),
         );
         tokio::select! {
             () = shutdown.cancelled() => return ("health", Ok(())),
             (changed, ..) = any => if changed.is_err() {
-                // A watch ended, which its own task reports.
+                // The watch's task has ended, which `run` sees and reports.
                 shutdown.cancelled().await;
                 return ("health", Ok(()));
             },

@@ -22,13 +22,13 @@ async fn a_successor_gets_the_sockets_with_the_connections_that_wait_in_them() {
     let (_folder, path) = place();
     let (door, probe) = (anywhere(), anywhere());
     let (at, other) = (door.local_addr().unwrap(), probe.local_addr().unwrap());
-    let post = Post::open(&path).unwrap();
+    let listener = HandoverListener::open(&path).unwrap();
     let _waits = TcpStream::connect(at).await.unwrap();
     let old = async {
-        let mut successor = post.successor(&[&door, &probe]).await;
+        let mut successor = listener.accept(&[&door, &probe]).await;
         assert!(successor.is_ready().await);
         drop((door, probe));
-        successor.begin().await;
+        successor.confirm_stopped().await;
         successor
     };
     let new = async {
@@ -36,45 +36,45 @@ async fn a_successor_gets_the_sockets_with_the_connections_that_wait_in_them() {
         let door = inherited.listen(at, false).await.unwrap();
         let probe = inherited.listen(other, false).await.unwrap();
         let mut predecessor = inherited.predecessor().unwrap();
-        predecessor.relieve().await;
+        predecessor.take_over().await;
         (door, probe, predecessor)
     };
     let (mut successor, (door, _probe, predecessor)) = tokio::join!(old, new);
     door.accept().unwrap();
-    predecessor.dismiss().await;
-    assert_eq!(successor.ended().await, End::Superseded);
+    predecessor.release().await;
+    assert_eq!(successor.ended().await, SuccessorEnd::Superseded);
 }
 
 #[tokio::test]
 async fn a_successor_that_ends_is_told_from_one_that_is_ready() {
     let (_folder, path) = place();
-    let post = Post::open(&path).unwrap();
+    let listener = HandoverListener::open(&path).unwrap();
     let ask = Inheritance::ask(&path, Duration::ZERO);
-    let (mut successor, inherited) = tokio::join!(post.successor(&[]), ask);
+    let (mut successor, inherited) = tokio::join!(listener.accept(&[]), ask);
     drop(inherited);
     assert!(!successor.is_ready().await);
-    assert_eq!(successor.ended().await, End::Alone);
+    assert_eq!(successor.ended().await, SuccessorEnd::Died);
 }
 
 #[tokio::test]
 async fn a_predecessor_that_ends_is_noticed() {
     let (_folder, path) = place();
-    let post = Post::open(&path).unwrap();
+    let listener = HandoverListener::open(&path).unwrap();
     let ask = Inheritance::ask(&path, Duration::ZERO);
-    let (successor, inherited) = tokio::join!(post.successor(&[]), ask);
+    let (successor, inherited) = tokio::join!(listener.accept(&[]), ask);
     let mut predecessor = inherited.predecessor().unwrap();
     tokio::time::timeout(SOON, predecessor.ended())
         .await
         .unwrap_err();
     drop(successor);
     predecessor.ended().await;
-    predecessor.relieve().await;
+    predecessor.take_over().await;
 }
 
 #[tokio::test]
 async fn another_version_is_refused_and_the_port_waited_for() {
     let (_folder, path) = place();
-    let post = Post::open(&path).unwrap();
+    let listener = HandoverListener::open(&path).unwrap();
     let door = anywhere();
     let at = door.local_addr().unwrap();
     let old = async {
@@ -85,12 +85,12 @@ async fn another_version_is_refused_and_the_port_waited_for() {
     let sockets = [&door];
     tokio::select! {
         answer = old => assert_eq!(answer, REFUSED),
-        _ = post.successor(&sockets) => panic!("it was given the sockets"),
+        _ = listener.accept(&sockets) => panic!("it was given the sockets"),
     }
 
     // One that speaks an older version answers as it likes.
     let older = async {
-        let (mut stream, _) = post.listener.accept().await.unwrap();
+        let (mut stream, _) = listener.listener.accept().await.unwrap();
         stream.write_all(&[REFUSED]).await.unwrap();
     };
     let ask = Inheritance::ask(&path, Duration::from_secs(20));
@@ -108,7 +108,7 @@ async fn another_version_is_refused_and_the_port_waited_for() {
 async fn nobody_is_no_hindrance_and_a_port_in_use_is_an_error_in_the_end() {
     let (_folder, path) = place();
     // What is left of one that was killed.
-    drop(Post::open(&path).unwrap());
+    drop(HandoverListener::open(&path).unwrap());
     let mut inherited = Inheritance::ask(&path, SOON).await;
     let taken = anywhere();
     let error = inherited

@@ -1,41 +1,53 @@
-//! How a door closes: first politely, then for good.
+//! Graceful drain: ends connections so that no client loses a request.
+//!
+//! `lifecycle/servers.rs` drains at shutdown and at takeover; `podid nmi --interception=withdraw` drains with [`FinalDrain`] while
+//! the listeners stay open. `server.rs` obeys both.
+//!
+//! ```text
+//!  serving ──► started ─────KEEP_ALIVE_GRACE────► idle closed ─────REQUEST_GRACE────► cut off
+//!              no connection is accepted,         a connection without a              requests still under way
+//!              every answer says                  request under way is closed         lose their connection
+//!              `Connection: close`
+//! ```
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// For so long a kept connection may still bring a request, whose answer says that it is the last.
-const POLITE: Duration = Duration::from_secs(2);
-/// Requests under way when the doors are closed have this long; the longest wait for an assignment and then for a token is shorter.
-pub(crate) const LAST_REQUESTS: Duration = Duration::from_secs(12);
+/// How long a kept connection may still bring a request, whose answer then says `Connection: close`; clients that are busy send
+/// one within it.
+const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(2);
+/// How long requests under way may take after that: longer than the longest wait for an assignment and then for a token.
+pub(crate) const REQUEST_GRACE: Duration = Duration::from_secs(12);
 
-/// Tells the doors and their connections that it is over.
+/// One drain, which listeners and connections follow.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Closing {
+pub(crate) struct Drain {
     /// No more connections are accepted, and every answer closes its connection.
-    pub(crate) announced: CancellationToken,
+    pub(crate) started: CancellationToken,
     /// Connections without a request under way are closed.
-    pub(crate) enforced: CancellationToken,
+    pub(crate) idle_closed: CancellationToken,
 }
 
-impl Closing {
-    /// Announces the end, and enforces it a little later.
-    pub(crate) async fn close(&self) {
-        self.announced.cancel();
-        tokio::time::sleep(POLITE).await;
-        self.enforced.cancel();
+impl Drain {
+    /// Starts it, and returns when idle connections are closed.
+    pub(crate) async fn close_idle(&self) {
+        self.started.cancel();
+        tokio::time::sleep(KEEP_ALIVE_GRACE).await;
+        self.idle_closed.cancel();
     }
 }
 
-/// The end of serving while the doors stay open: nobody comes any more, as requests are no longer intercepted.
+/// The drain after which neither this node agent nor its predecessor serves any more. The listeners stay open, because requests are
+/// no longer intercepted and nobody connects.
 #[derive(Debug, Clone, Default)]
-pub struct Parting(pub(crate) Closing);
+pub struct FinalDrain(pub(crate) Drain);
 
-impl Parting {
-    /// From now on every answer closes its connection. Returns when whoever is connected to this node agent, or still to the one
-    /// before it, has been served or has had the time for it.
+impl FinalDrain {
+    /// Drains the connections of this node agent and of its predecessor; returns when their requests are answered or had the time
+    /// for it.
     pub async fn run(&self) {
-        self.0.close().await;
-        tokio::time::sleep(LAST_REQUESTS).await;
+        self.0.close_idle().await;
+        tokio::time::sleep(REQUEST_GRACE).await;
     }
 }

@@ -1,5 +1,13 @@
-//! The connection beneath hyper. What hyper cannot read it answers itself, with an empty body; here that answer gets one that
-//! clients can read.
+//! Error body: gives hyper's own error responses (400, 414, 431) the JSON body that clients of the metadata service parse.
+//!
+//! hyper answers a request that it cannot parse itself, with an empty body. `server.rs` and `host_token.rs` put this stream between
+//! hyper and the socket: what is written while no response of podid's is pending is hyper's own, and is replaced.
+//!
+//! ```text
+//!  service makes a response ──► pending ──hyper has flushed it──► not pending
+//!  write: pending     ──► passed through
+//!         not pending ──► an error response of hyper's ──► replaced by JSON; the connection is shut down
+//! ```
 
 use std::io;
 use std::pin::Pin;
@@ -13,16 +21,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::http::response::closing_bytes;
 use crate::refusal::Refusal;
 
-/// What has arrived after a request that cannot be read is read up to this much and thrown away: to close a connection that has
-/// unread bytes is to reset it, which can cost the client the answer.
+/// Bytes that are read and dropped before the connection is closed. The kernel resets a connection that is closed with unread
+/// bytes, and the client may then lose the answer.
 const MAX_DRAIN: usize = 1024 * 1024;
 
-/// Whether what is written next is the answer to a request.
+/// Whether hyper has a response of podid's that is not written yet.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Due(Arc<AtomicBool>);
+pub(crate) struct ResponsePending(Arc<AtomicBool>);
 
-impl Due {
-    /// An answer has been made.
+impl ResponsePending {
+    /// A response has been made.
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -31,42 +39,42 @@ impl Due {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// All that was due is written.
+    /// Every response is written.
     fn clear(&self) {
         self.0.store(false, Ordering::Relaxed);
     }
 }
 
-/// A stream on which no error is without a body.
+/// A stream on which every error response has a body.
 #[derive(Debug)]
-pub(crate) struct Wire<S> {
+pub(crate) struct WithErrorBody<S> {
     stream: S,
-    due: Due,
-    /// What is left to write in place of hyper's own answer, which is a connection's last.
-    last: Option<Bytes>,
+    pending: ResponsePending,
+    /// What is left to write in place of hyper's own response, after which the connection is shut down.
+    replacement: Option<Bytes>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    pub(crate) fn new(stream: S, due: Due) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> WithErrorBody<S> {
+    pub(crate) fn new(stream: S, pending: ResponsePending) -> Self {
         Self {
             stream,
-            due,
-            last: None,
+            pending,
+            replacement: None,
         }
     }
 
-    /// Writes the connection's last answer in place of `theirs`, if that is what it is.
+    /// Writes a replacement of `theirs` when that is hyper's own error response; `None` when it is not.
     fn replace(&mut self, cx: &mut Context<'_>, theirs: &[u8]) -> Option<Poll<io::Result<()>>> {
-        if self.last.is_none() && !self.due.is_set() {
-            self.last = replacement(theirs);
+        if self.replacement.is_none() && !self.pending.is_set() {
+            self.replacement = replacement(theirs);
         }
-        let last = self.last.as_mut()?;
-        while last.has_remaining() {
-            match Pin::new(&mut self.stream).poll_write(cx, last) {
+        let bytes = self.replacement.as_mut()?;
+        while bytes.has_remaining() {
+            match Pin::new(&mut self.stream).poll_write(cx, bytes) {
                 Poll::Ready(Ok(0)) => {
                     return Some(Poll::Ready(Err(io::ErrorKind::WriteZero.into())));
                 }
-                Poll::Ready(Ok(written)) => last.advance(written),
+                Poll::Ready(Ok(written)) => bytes.advance(written),
                 Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
                 Poll::Pending => return Some(Poll::Pending),
             }
@@ -88,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 }
 
-/// What is said in place of hyper's own answer: it is one when it is an error and no answer was due.
+/// What is written in place of `theirs`, if it is a response that hyper makes for a request that it cannot parse.
 fn replacement(theirs: &[u8]) -> Option<Bytes> {
     let status = theirs.strip_prefix(b"HTTP/1.")?.get(2..5)?;
     let refusal = match status {
@@ -100,7 +108,7 @@ fn replacement(theirs: &[u8]) -> Option<Bytes> {
     Some(closing_bytes(&refusal))
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WithErrorBody<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -110,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WithErrorBody<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -138,10 +146,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes when everything that it had to write is written.
+    /// hyper flushes once it has written everything, so that nothing is pending afterwards.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.due.clear();
+        self.pending.clear();
         Poll::Ready(Ok(()))
     }
 
@@ -162,16 +170,16 @@ mod tests {
     use hyper_util::rt::TokioIo;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
-    /// What a server says to these bytes over a connection that takes so many at a time, and whose own answers are empty.
-    async fn said(bytes: &str, at_a_time: usize) -> String {
-        let (client, server) = duplex(at_a_time);
+    /// What a server answers to `request` over a connection that buffers so many bytes, and whose service answers with an empty body.
+    async fn answers_to(request: &str, buffer: usize) -> String {
+        let (client, server) = duplex(buffer);
         let (mut reader, mut writer) = tokio::io::split(client);
-        let due = Due::default();
-        let stream = TokioIo::new(Wire::new(server, due.clone()));
+        let pending = ResponsePending::default();
+        let stream = TokioIo::new(WithErrorBody::new(server, pending.clone()));
         let service = service_fn(move |_: Request<Incoming>| {
             let mut answer = Response::new(Full::new(Bytes::new()));
             *answer.status_mut() = StatusCode::BAD_REQUEST;
-            due.set();
+            pending.set();
             async { Ok::<_, Infallible>(answer) }
         });
         let serving = hyper::server::conn::http1::Builder::new().serve_connection(stream, service);
@@ -179,7 +187,7 @@ mod tests {
         let mut heard = String::new();
         let talk = async {
             tokio::join!(
-                writer.write_all(bytes.as_bytes()),
+                writer.write_all(request.as_bytes()),
                 reader.read_to_string(&mut heard)
             )
         };
@@ -191,9 +199,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_http_is_told_so_however_slowly_it_reads() {
+    async fn a_request_that_is_not_http_gets_json_however_slowly_the_client_reads() {
         for at_a_time in [7, 64, 100_000] {
-            let heard = said("GET /\x01 HTTP/1.1\r\n\r\n", at_a_time).await;
+            let heard = answers_to("GET /\x01 HTTP/1.1\r\n\r\n", at_a_time).await;
             let (head, body) = heard.split_once("\r\n\r\n").unwrap();
             assert!(head.starts_with("HTTP/1.1 400"), "{heard}");
             assert!(head.contains(&format!("content-length: {}", body.len())));
@@ -203,9 +211,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_of_the_services_own_is_left_alone() {
+    async fn a_response_of_the_service_is_left_alone() {
         let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-        let heard = said(&format!("{request}{request}garbage\r\n\r\n"), 100_000).await;
+        let heard = answers_to(&format!("{request}{request}garbage\r\n\r\n"), 100_000).await;
         assert_eq!(heard.matches("HTTP/1.1 400").count(), 3, "{heard}");
         assert_eq!(heard.matches("content-length: 0\r\n").count(), 2, "{heard}");
         assert_eq!(heard.matches("error_description").count(), 1, "{heard}");

@@ -1,5 +1,7 @@
-//! The door for the node's own programs, such as a volume driver, which ask for the tokens of pods by name. A socket in the file
-//! system, since the kernel tells who is at its other end.
+//! Host token socket: gives programs of the node, such as a volume driver, the tokens of pods that they name.
+//!
+//! `lifecycle/servers.rs` runs it where `--host-token-socket` is set. It is a Unix socket, because the kernel says which user is at
+//! its other end: only root and podid's own user are served, and everybody else is refused.
 
 use std::convert::Infallible;
 use std::fs;
@@ -22,27 +24,30 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::http::error_body::{Due, Wire};
+use crate::http::error_body::{ResponsePending, WithErrorBody};
 use crate::http::request::{CLIENT_REQUEST_ID, RequestRecord, finish};
 use crate::http::response::{Answer, closing_bytes, json};
 use crate::http::target::{host_request, is_host};
 use crate::refusal::Refusal;
 use crate::token::grant::{self, Requester};
 
-/// Connections beyond this are closed at once.
+/// Open connections; beyond this the answer is 429. A node has few programs that ask.
 const MAX_OPEN: usize = 64;
-/// A connection without a request is closed after this.
-const IDLE: Duration = Duration::from_secs(30);
-/// After a failed accept the next one waits this long.
-const BREATH: Duration = Duration::from_millis(50);
-/// Whoever is refused has this long to read why.
-const PARTING: Duration = Duration::from_millis(200);
-/// Of a refused request so much is read and thrown away.
+/// How long a connection may be without a request; the programs connect anew for each one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Wait after a failed accept, which is mostly for lack of file descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+/// How long a refused client may take to read the answer.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(200);
+/// Bytes of a refused request that are read and dropped, so that the client does not lose the answer to a reset.
 const MAX_DRAIN: u64 = 64 * 1024;
-/// Longer names are none.
+/// Longest name of a pod or a namespace in bytes (a DNS subdomain).
 const MAX_NAME: usize = 253;
 
 /// Binds the socket, in place of one that an earlier process left behind.
+///
+/// # Errors
+/// The path cannot be used.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
         fs::remove_file(path)?;
@@ -52,13 +57,16 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves it until shutdown.
+/// Serves it until shutdown; requests under way are finished.
+///
+/// # Errors
+/// This process cannot learn its own user.
 pub(crate) async fn serve(
     listener: UnixListener,
     context: Arc<Context>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let own = fs::metadata("/proc/self")?.uid();
+    let own_user = fs::metadata("/proc/self")?.uid();
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -70,20 +78,24 @@ pub(crate) async fn serve(
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(reason = %error, "a connection to the host's socket could not be accepted");
-                tokio::time::sleep(BREATH).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
         let is_node = stream
             .peer_cred()
-            .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
+            .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own_user);
         if !is_node {
             tracing::warn!(peer = ?stream.peer_cred().map(|peer| peer.uid()), reason = "NotTheNode", "refused");
             tasks.spawn(refuse(stream, Refusal::NotTheNode));
         } else if tasks.len() >= MAX_OPEN {
             tasks.spawn(refuse(stream, Refusal::Busy));
         } else {
-            tasks.spawn(converse(stream, Arc::clone(&context), shutdown.clone()));
+            tasks.spawn(serve_connection(
+                stream,
+                Arc::clone(&context),
+                shutdown.clone(),
+            ));
         }
     }
     while tasks.join_next().await.is_some() {}
@@ -95,28 +107,30 @@ async fn refuse(mut stream: UnixStream, why: Refusal) {
     let talk = async {
         stream.write_all(&answer).await?;
         stream.shutdown().await?;
-        // To close it with unread bytes would cost the client the answer.
         let mut rest = (&mut stream).take(MAX_DRAIN);
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     };
-    // Whoever does not read it does not need it.
-    let _ = tokio::time::timeout(PARTING, talk).await;
+    // An error is the client's, which does not read the answer.
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, talk).await;
 }
 
-async fn converse(stream: UnixStream, context: Arc<Context>, shutdown: CancellationToken) {
-    let due = Due::default();
+async fn serve_connection(stream: UnixStream, context: Arc<Context>, shutdown: CancellationToken) {
+    let pending = ResponsePending::default();
     let service = service_fn(|request| {
-        let (context, due) = (&context, &due);
+        let (context, pending) = (&context, &pending);
         async move {
             let answer = respond(context, &request).await;
-            due.set();
+            pending.set();
             Ok::<_, Infallible>(answer)
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
-        .serve_connection(TokioIo::new(Wire::new(stream, due.clone())), service);
+        .header_read_timeout(IDLE_TIMEOUT)
+        .serve_connection(
+            TokioIo::new(WithErrorBody::new(stream, pending.clone())),
+            service,
+        );
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -160,7 +174,7 @@ async fn token(
     let (token, identity) =
         grant::token(context, requester, &asked, record.client_request_id()).await?;
     let all: Value = serde_json::from_slice(&token.body(Timestamp::now())).unwrap_or_default();
-    // As in the original the primary one, where an application has several tenants.
+    // Of several tenants' tokens the first, the primary tenant's, as in AAD Pod Identity.
     let token = all.get(0).unwrap_or(&all);
     let body = serde_json::json!({ "token": token, "clientid": identity.client_id.as_str() });
     Ok(json(body.to_string()))

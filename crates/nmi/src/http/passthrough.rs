@@ -31,7 +31,7 @@ const HOP: [&str; 8] = [
 ];
 
 /// An exempted pod's request, as it is.
-pub(crate) async fn unchanged(
+pub(crate) async fn forward_exempt(
     context: &Context,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {

@@ -1,4 +1,7 @@
-//! A pod's share of connections and requests, so that a noisy one does not starve its neighbours.
+//! Rate limit per pod: a token bucket for requests, and a bound on open connections.
+//!
+//! `server.rs` takes a [`Permit`] for each connection, and `request.rs` asks it for each request. It guards the other pods of the
+//! node against one that is busy or broken.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,104 +11,105 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Requests on connections beyond this are answered with 429.
-const SHARE: usize = 128;
-/// RateLimiter beyond this are closed at once.
-const LIMIT: usize = 256;
-/// As many requests may come at once as in this time.
+/// Open connections of one pod beyond which its requests are answered with 429; far more than SDKs keep.
+const MAX_SERVED: usize = 128;
+/// Open connections of one pod beyond which a new one is closed at once: above [`MAX_SERVED`], so that most clients read a 429 first.
+const MAX_OPEN: usize = 256;
+/// Size of the bucket: as many requests may come at once as the rate allows in this time.
 const BURST: Duration = Duration::from_secs(2);
-/// Shares that nobody uses are looked for when there are more than this, and twice as many as were left the last time.
-const SWEEP: usize = 64;
+/// Number of buckets at which unused ones are dropped; after that, twice the number that was left.
+const FIRST_SWEEP: usize = 64;
 
-/// Shares by address.
+/// The buckets of all pods, by address.
 #[derive(Debug)]
-pub struct RateLimiter {
-    /// The time that one request uses up.
-    pace: Duration,
-    shares: Mutex<Shares>,
+pub(crate) struct RateLimiter {
+    /// The time in which the bucket gains one request.
+    interval: Duration,
+    buckets: Mutex<Buckets>,
 }
 
 #[derive(Debug, Default)]
-struct Shares {
-    all: HashMap<IpAddr, Arc<Share>>,
+struct Buckets {
+    by_address: HashMap<IpAddr, Arc<Bucket>>,
     sweep_at: usize,
 }
 
 #[derive(Debug)]
-struct Share {
+struct Bucket {
+    /// Open connections.
     open: AtomicUsize,
-    /// When the requests so far are used up. In the past, all of the burst is left.
-    spent_until: Mutex<Instant>,
+    /// When the bucket is full again. That it is kept as a time, and not as a count, makes a timer unnecessary.
+    full_at: Mutex<Instant>,
 }
 
-/// One open connection.
+/// The permit of one open connection, which counts until it is dropped.
 #[derive(Debug)]
-pub struct Permit {
-    pace: Duration,
-    share: Arc<Share>,
+pub(crate) struct Permit {
+    interval: Duration,
+    bucket: Arc<Bucket>,
 }
 
 impl RateLimiter {
-    /// `requests` a second are allowed to each address, at least one.
-    pub fn new(requests: u32) -> Self {
+    /// Each address may send `requests` a second, at least one.
+    pub(crate) fn new(requests: u32) -> Self {
         Self {
-            pace: Duration::from_secs(1) / requests.max(1),
-            shares: Mutex::default(),
+            interval: Duration::from_secs(1) / requests.max(1),
+            buckets: Mutex::default(),
         }
     }
 
-    /// Counts a new connection; `None` when the address has too many.
-    pub fn open(&self, address: IpAddr) -> Option<Permit> {
+    /// A permit for a new connection; `None` when the address has too many.
+    pub(crate) fn open(&self, address: IpAddr) -> Option<Permit> {
         let now = Instant::now();
-        let mut shares = self.shares.lock();
-        if shares.all.len() >= shares.sweep_at.max(SWEEP) {
-            shares.all.retain(|_, share| share.is_used(now));
-            shares.sweep_at = shares.all.len() * 2;
+        let mut buckets = self.buckets.lock();
+        if buckets.by_address.len() >= buckets.sweep_at.max(FIRST_SWEEP) {
+            buckets.by_address.retain(|_, bucket| bucket.is_used(now));
+            buckets.sweep_at = buckets.by_address.len() * 2;
         }
         let new = || {
-            Arc::new(Share {
+            Arc::new(Bucket {
                 open: AtomicUsize::new(0),
-                spent_until: Mutex::new(now),
+                full_at: Mutex::new(now),
             })
         };
-        let share = Arc::clone(shares.all.entry(address).or_insert_with(new));
-        // The only place that counts up, under the lock.
-        if share.open.load(Ordering::Relaxed) >= LIMIT {
+        let bucket = Arc::clone(buckets.by_address.entry(address).or_insert_with(new));
+        // No race: this is the only place that counts up, and it holds the lock.
+        if bucket.open.load(Ordering::Relaxed) >= MAX_OPEN {
             return None;
         }
-        share.open.fetch_add(1, Ordering::Relaxed);
+        bucket.open.fetch_add(1, Ordering::Relaxed);
         Some(Permit {
-            pace: self.pace,
-            share,
+            interval: self.interval,
+            bucket,
         })
     }
 }
 
-impl Share {
+impl Bucket {
     fn is_used(&self, now: Instant) -> bool {
-        self.open.load(Ordering::Relaxed) > 0 || *self.spent_until.lock() > now
+        self.open.load(Ordering::Relaxed) > 0 || *self.full_at.lock() > now
     }
 }
 
 impl Permit {
-    /// Whether a request that comes `now` is within its pod's share.
-    pub fn admit(&self, now: Instant) -> bool {
-        if self.share.open.load(Ordering::Relaxed) > SHARE {
+    /// Whether the pod may send a request `now`; one that may is taken from the bucket.
+    pub(crate) fn admit(&self, now: Instant) -> bool {
+        if self.bucket.open.load(Ordering::Relaxed) > MAX_SERVED {
             return false;
         }
-        let mut spent_until = self.share.spent_until.lock();
-        let from = (*spent_until).max(now);
-        if from - now + self.pace > BURST {
+        let mut full_at = self.bucket.full_at.lock();
+        let from = (*full_at).max(now);
+        if from - now + self.interval > BURST {
             return false;
         }
-        *spent_until = from + self.pace;
+        *full_at = from + self.interval;
         true
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.share.open.fetch_sub(1, Ordering::Relaxed);
+        self.bucket.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -118,44 +122,44 @@ mod tests {
 
     #[test]
     fn a_pod_with_many_connections_does_not_count_against_its_neighbour() {
-        let all = RateLimiter::new(1_000_000);
-        let mut held: Vec<_> = std::iter::from_fn(|| all.open(NOISY)).collect();
-        assert_eq!(held.len(), LIMIT);
+        let limiter = RateLimiter::new(1_000_000);
+        let mut held: Vec<_> = std::iter::from_fn(|| limiter.open(NOISY)).collect();
+        assert_eq!(held.len(), MAX_OPEN);
         let now = Instant::now();
         assert!(!held[0].admit(now));
-        assert!(all.open(QUIET).unwrap().admit(now));
-        held.truncate(SHARE);
+        assert!(limiter.open(QUIET).unwrap().admit(now));
+        held.truncate(MAX_SERVED);
         assert!(held[0].admit(now));
     }
 
     #[test]
     fn requests_are_allowed_at_once_and_then_at_a_rate() {
-        let all = RateLimiter::new(100);
-        let noisy = all.open(NOISY).unwrap();
+        let limiter = RateLimiter::new(100);
+        let noisy = limiter.open(NOISY).unwrap();
         let now = Instant::now();
-        let admitted = |connection: &Permit, now, tries: u32| {
-            (0..tries).filter(|_| connection.admit(now)).count()
-        };
+        let admitted =
+            |permit: &Permit, now, tries: u32| (0..tries).filter(|_| permit.admit(now)).count();
         assert_eq!(admitted(&noisy, now, 1000), 200);
         assert_eq!(admitted(&noisy, now + Duration::from_millis(500), 1000), 50);
-        // To connect anew is no way out.
+        // A new connection has the same bucket.
         drop(noisy);
-        let noisy = all.open(NOISY).unwrap();
+        let noisy = limiter.open(NOISY).unwrap();
         assert_eq!(admitted(&noisy, now + Duration::from_millis(500), 1000), 0);
-        assert!(all.open(QUIET).unwrap().admit(now));
+        assert!(limiter.open(QUIET).unwrap().admit(now));
         assert_eq!(admitted(&noisy, now + Duration::from_secs(60), 1000), 200);
     }
 
     #[test]
-    fn shares_that_nobody_uses_are_forgotten() {
-        let all = RateLimiter::new(100);
-        let busy = all.open(NOISY).unwrap();
+    fn unused_buckets_are_dropped() {
+        let limiter = RateLimiter::new(100);
+        let busy = limiter.open(NOISY).unwrap();
         for n in 0..10_000_u32 {
-            drop(all.open(IpAddr::from(n.to_be_bytes())));
+            drop(limiter.open(IpAddr::from(n.to_be_bytes())));
         }
-        let shares = all.shares.lock();
-        assert!(shares.all.len() <= SWEEP + 1, "{}", shares.all.len());
-        assert!(shares.all.contains_key(&NOISY));
+        let buckets = limiter.buckets.lock();
+        let count = buckets.by_address.len();
+        assert!(count <= FIRST_SWEEP + 1, "{count}");
+        assert!(buckets.by_address.contains_key(&NOISY));
         drop(busy);
     }
 }

@@ -1,4 +1,7 @@
-//! A request becomes an answer.
+//! HTTP request: routes one request to the endpoint that answers it, and logs and counts the outcome.
+//!
+//! `server.rs` calls it for every request; `host_token.rs` shares [`RequestRecord`] and [`finish`]. It guards what pods may reach:
+//! what is not exactly a known endpoint is refused, and only an exempted pod's request is forwarded as it is.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -18,28 +21,34 @@ use crate::http::passthrough;
 use crate::http::rate_limit::Permit;
 use crate::http::response::{self, Answer};
 use crate::http::target::{Endpoint, MAX_TARGET, endpoint, token_request};
-use crate::lifecycle::health;
 use crate::refusal::Refusal;
 use crate::token::grant::{self, Requester};
 
 const METADATA: HeaderName = HeaderName::from_static("metadata");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// The client's own name of its request, for the logs.
 pub(crate) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
-/// Longer ones are not logged.
+/// Longest client request id that is logged, in bytes; Azure's clients send a GUID.
 const MAX_REQUEST_ID: usize = 128;
+/// The path by which `/healthz` of this process asks whether this server answers.
+pub(crate) const SELF_CHECK_PATH: &str = "/healthz";
 
-/// What the logs and the metrics say about a request, as far as it is known when the request is answered.
+/// What the logs and the metrics say about a request. It is filled in while the request is answered.
 #[derive(Default)]
 pub(crate) struct RequestRecord {
+    /// The label `operation_type` of the metrics.
     pub(crate) endpoint: &'static str,
+    /// The caller, or the pod that the node names.
     pub(crate) pod: Option<Arc<PodFacts>>,
+    /// The audience of the token.
     pub(crate) resource: String,
-    /// What the client calls its request.
+    /// The header [`CLIENT_REQUEST_ID`], whatever is in it.
     pub(crate) client_request_id: Option<HeaderValue>,
 }
 
 impl RequestRecord {
+    /// The client request id, or nothing when it is too long or not text.
     pub(crate) fn client_request_id(&self) -> &str {
         let text = self.client_request_id.as_ref().map(HeaderValue::to_str);
         match text {
@@ -49,15 +58,15 @@ impl RequestRecord {
     }
 }
 
-/// Answers a request, whatever it is.
+/// Answers a request of a pod, whatever it is.
 pub(crate) async fn respond(
     context: &Context,
     request: Request<Incoming>,
     connection: &ConnectionContext,
     permit: &Permit,
 ) -> Answer {
-    if connection.peer.is_loopback() && request.uri().path() == health::DOOR {
-        // Asked by this very process, to see that it is answered; nobody wants to read of that every few seconds.
+    if connection.peer.is_loopback() && request.uri().path() == SELF_CHECK_PATH {
+        // Neither logged nor counted, because the kubelet causes one every few seconds.
         return response::refused(&Refusal::NotFound, &response::correlation_id());
     }
     let started = Instant::now();
@@ -73,7 +82,7 @@ pub(crate) async fn respond(
     finish(context, outcome, &record, &connection.peer, started)
 }
 
-/// Makes an answer of an outcome, logs and counts it.
+/// The answer to send; a refusal is logged, and every outcome is counted.
 pub(crate) fn finish(
     context: &Context,
     outcome: Result<Answer, Refusal>,
@@ -84,7 +93,7 @@ pub(crate) fn finish(
     let answer = outcome.unwrap_or_else(|refusal| {
         context.metrics.refused(refusal.name());
         let id = response::correlation_id();
-        log(context, &refusal, peer, record, &id);
+        log_refusal(context, &refusal, peer, record, &id);
         response::refused(&refusal, &id)
     });
     let namespace = record.pod.as_ref().map_or("", |pod| &pod.key.namespace);
@@ -96,13 +105,19 @@ pub(crate) fn finish(
     answer
 }
 
-fn log(context: &Context, refusal: &Refusal, peer: &dyn Display, record: &RequestRecord, id: &str) {
-    let Some(left_out) = context.quiet.admit() else {
+fn log_refusal(
+    context: &Context,
+    refusal: &Refusal,
+    peer: &dyn Display,
+    record: &RequestRecord,
+    id: &str,
+) {
+    let Some(omitted) = context.refusal_log.admit() else {
         return;
     };
-    if left_out > 0 {
+    if omitted > 0 {
         tracing::warn!(
-            left_out,
+            left_out = omitted,
             "more refusals than are logged; metrics count them all"
         );
     }
@@ -132,7 +147,7 @@ async fn route(
             record.endpoint = "exempted";
             connection.attest(pod).await?;
             tracing::debug!(pod = %pod.key, %exception, "passed on unchanged");
-            return passthrough::unchanged(context, request).await;
+            return passthrough::forward_exempt(context, request).await;
         }
     }
     if request
@@ -153,7 +168,7 @@ async fn route(
         Endpoint::Category(category) => {
             record.endpoint = "metadata";
             if caller.is_none() {
-                // It may be an exempted pod, whose answer is not podid's to give.
+                // An exempted pod must get the metadata service's answer, and who is exempted is not known yet.
                 return Err(Refusal::Starting);
             }
             let allowed = &context.config.allowed_categories;
@@ -187,7 +202,8 @@ async fn route(
     }
 }
 
-/// What holds for every request, known before anything is looked up, so that probes are answered at once.
+/// The rules for every request to podid's own endpoints. They need no lookup, so that SDKs that probe for a metadata service are
+/// answered at once.
 fn admissible(context: &Context, request: &Request<Incoming>) -> Result<(), Refusal> {
     if request.method() != Method::GET {
         return Err(Refusal::Method);

@@ -1,4 +1,15 @@
-//! The front door: a connection becomes requests.
+//! HTTP server: accepts the connections that pods meant for the metadata service, and serves their requests.
+//!
+//! `lifecycle/servers.rs` runs it, one per listener. It guards this process against pods: connections per pod, the size of a request
+//! head and the idle time are bounded.
+//!
+//! ```text
+//!  accept ──► rate_limit ──permit──► connection ──► request.rs ──► endpoint
+//!                 │                  (error_body.rs           ├── token ──────► token/grant.rs ──► cache ──► source ──► Azure
+//!                 └──too many──► 429, closed   beneath hyper) ├── info, versions ──► info.rs
+//!                                                             ├── category, or an exempted pod ──► passthrough.rs ──► metadata service
+//!                                                             └── anything else ──► Refusal ──► response.rs
+//! ```
 
 use std::convert::Infallible;
 use std::net::{IpAddr, TcpListener};
@@ -14,35 +25,37 @@ use tokio::task::JoinSet;
 
 use crate::caller::connection::ConnectionContext;
 use crate::context::Context;
-use crate::http::drain::Closing;
-use crate::http::error_body::{Due, Wire};
+use crate::http::drain::Drain;
+use crate::http::error_body::{ResponsePending, WithErrorBody};
 use crate::http::rate_limit::Permit;
 use crate::http::request;
 use crate::http::response::closing_bytes;
 use crate::refusal::Refusal;
 
-/// A connection without a request is closed after this.
-const IDLE: Duration = Duration::from_secs(75);
-// Clients keep connections for a minute and do not expect to lose them sooner.
-const _: () = assert!(IDLE.as_secs() >= 60);
-/// Larger request heads are refused.
+/// How long a connection may be without a request. Clients keep connections for a minute and do not expect to lose them sooner.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+const _: () = assert!(IDLE_TIMEOUT.as_secs() >= 60);
+/// Largest request head in bytes, far more than any client of the metadata service sends.
 const MAX_HEAD: usize = 64 * 1024;
-/// After a failed accept (too many open files) the next one waits this long.
-const BREATH: Duration = Duration::from_millis(50);
+/// Wait after a failed accept, which is mostly for lack of file descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
-/// Serves a listener until it is closed; requests under way are finished.
+/// Accepts connections until the drain starts, and returns when the last of them has ended.
+///
+/// # Errors
+/// The listener cannot be used.
 pub(crate) async fn serve(
     listener: TcpListener,
     context: Arc<Context>,
-    closing: Closing,
+    drain: Drain,
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            () = closing.announced.cancelled() => break,
+            () = drain.started.cancelled() => break,
             accepted = listener.accept() => accepted,
             Some(_) = tasks.join_next() => continue,
         };
@@ -51,19 +64,19 @@ pub(crate) async fn serve(
                 let address = peer.ip().to_canonical();
                 match context.rate_limiter.open(address) {
                     Some(permit) => {
-                        // Answers are small and whole; waiting for more only delays them.
+                        // Answers are small and whole, so that Nagle's algorithm would only delay them.
                         let _ = stream.set_nodelay(true);
-                        let talk = converse(
+                        let serve = serve_connection(
                             stream,
                             permit,
                             address,
                             Arc::clone(&context),
-                            closing.clone(),
+                            drain.clone(),
                         );
-                        tasks.spawn(talk);
+                        tasks.spawn(serve);
                     }
                     None => {
-                        // As far as that goes without waiting.
+                        // Without waiting: a client that does not read must not hold up the others.
                         let _ = stream.try_write(&closing_bytes(&Refusal::Busy));
                         context.metrics.dropped();
                     }
@@ -71,53 +84,53 @@ pub(crate) async fn serve(
             }
             Err(error) => {
                 tracing::warn!(reason = %error, "a connection could not be accepted");
-                tokio::time::sleep(BREATH).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
-    // Others may hold the same socket and go on accepting.
+    // Closed before the connections are waited for; a successor accepts from its own duplicate of the socket.
     drop(listener);
     while tasks.join_next().await.is_some() {}
     Ok(())
 }
 
-/// Serves one connection to its end.
-pub(crate) async fn converse(
+/// Serves the requests of one connection until it ends or is drained.
+pub(crate) async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     permit: Permit,
     peer: IpAddr,
     context: Arc<Context>,
-    closing: Closing,
+    drain: Drain,
 ) {
     context.metrics.connections().inc();
     let caller = ConnectionContext::new(peer, context.config.attestor.clone());
-    let due = Due::default();
-    let parting = &context.parting.0;
-    // The node's own programs and the kubelet's probe may come later still.
-    let is_late = parting.enforced.is_cancelled();
+    let pending = ResponsePending::default();
+    let final_drain = &context.final_drain.0;
+    // The kubelet's probe and the node's own programs still connect after it.
+    let is_after_final_drain = final_drain.idle_closed.is_cancelled();
     let service = service_fn(|request| {
         let answer = request::respond(&context, request, &caller, &permit);
-        let (due, closing) = (&due, &closing);
+        let (pending, drain) = (&pending, &drain);
         async move {
             let mut answer = answer.await;
-            if closing.announced.is_cancelled() || parting.announced.is_cancelled() {
+            if drain.started.is_cancelled() || final_drain.started.is_cancelled() {
                 answer.headers_mut().insert(CONNECTION, CLOSE);
             }
-            due.set();
+            pending.set();
             Ok::<_, Infallible>(answer)
         }
     });
-    let stream = Wire::new(stream, due.clone());
+    let stream = WithErrorBody::new(stream, pending.clone());
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
+        .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        () = closing.enforced.cancelled() => None,
-        () = parting.enforced.cancelled(), if !is_late => None,
+        () = drain.idle_closed.cancelled() => None,
+        () = final_drain.idle_closed.cancelled(), if !is_after_final_drain => None,
     };
     let ended = match ended {
         Some(ended) => ended,

@@ -1,4 +1,6 @@
-//! `/healthz` and `/readyz` for the kubelet, `/metrics` for Prometheus.
+//! Health: the HTTP probes `/healthz` and `/readyz` for the kubelet, and `/metrics` for Prometheus.
+//!
+//! `servers.rs` runs them. `/healthz` guards against a process that lives and does not serve: it asks the metadata listener itself.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -13,19 +15,25 @@ use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+use crate::http::request::SELF_CHECK_PATH;
 
-/// What the front door is asked, and answers like everything that it does not know.
-pub(crate) const DOOR: &str = "/healthz";
-/// A front door that takes longer is taken for dead.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the metadata listener may take to answer, within the kubelet's own timeout of the probe.
+const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// `/healthz` answers 200 with `Active` once requests are intercepted, else with `Not Active`, as the original does, and 503 when
-/// the front door does not answer; `/readyz` answers 503 until tokens can be served.
-pub(crate) async fn health(
+/// Serves the probes until shutdown.
+///
+/// | probe | 200 | 503 |
+/// | --- | --- | --- |
+/// | `/healthz` | `Active` while requests are intercepted, else `Not Active`, as AAD Pod Identity says | `metadata`, the metadata listener, does not answer |
+/// | `/readyz` | tokens can be served | the cluster's objects are not known, or requests are not intercepted |
+///
+/// # Errors
+/// The listener cannot be used.
+pub(crate) async fn probe(
     listener: TcpListener,
     context: Arc<Context>,
     active: Receiver<bool>,
-    door: Option<SocketAddr>,
+    metadata: Option<SocketAddr>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let alive = active.clone();
@@ -35,8 +43,8 @@ pub(crate) async fn health(
             get(move || {
                 let alive = alive.clone();
                 async move {
-                    let answers = match door {
-                        Some(door) => answers(door).await,
+                    let answers = match metadata {
+                        Some(address) => self_check(address).await,
                         None => true,
                     };
                     let is_active = *alive.borrow();
@@ -71,22 +79,31 @@ pub(crate) async fn health(
     serve(listener, router, shutdown).await
 }
 
-/// Whether a request through the front door comes to an end.
-async fn answers(mut door: SocketAddr) -> bool {
-    if door.ip().is_unspecified() {
-        door.set_ip(Ipv4Addr::LOCALHOST.into());
+/// Whether the metadata listener answers a request.
+async fn self_check(mut address: SocketAddr) -> bool {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
-    let asking = async {
-        let mut stream = TcpStream::connect(door).await?;
-        let request = format!("GET {DOOR} HTTP/1.1\r\nHost: {door}\r\nConnection: close\r\n\r\n");
+    let check = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!(
+            "GET {SELF_CHECK_PATH} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut first = [0; 9];
         stream.read_exact(&mut first).await?;
         std::io::Result::Ok(first.starts_with(b"HTTP/1.1"))
     };
-    matches!(tokio::time::timeout(PATIENCE, asking).await, Ok(Ok(true)))
+    matches!(
+        tokio::time::timeout(SELF_CHECK_TIMEOUT, check).await,
+        Ok(Ok(true))
+    )
 }
 
+/// Serves the metrics until shutdown.
+///
+/// # Errors
+/// The listener cannot be used.
 pub(crate) async fn metrics(
     listener: TcpListener,
     context: Arc<Context>,
@@ -121,11 +138,11 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_door_that_takes_connections_and_does_not_answer_is_dead() {
+    async fn a_listener_that_accepts_and_does_not_answer_is_dead() {
         let stuck = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(!answers(stuck.local_addr().unwrap()).await);
+        assert!(!self_check(stuck.local_addr().unwrap()).await);
         let gone = stuck.local_addr().unwrap();
         drop(stuck);
-        assert!(!answers(gone).await);
+        assert!(!self_check(gone).await);
     }
 }

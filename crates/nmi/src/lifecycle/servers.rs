@@ -1,4 +1,6 @@
-//! One turn of serving: from the first accepted connection to the last answer.
+//! Servers: everything that listens while this node agent serves, and the graceful drain of it.
+//!
+//! `takeover.rs` starts them each time that this node agent begins to serve, and drains them when it stops.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -7,74 +9,98 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::http::drain::{Closing, LAST_REQUESTS};
+use crate::error::{NmiError, TaskResult, socket, task_ended};
+use crate::http::drain::{Drain, REQUEST_GRACE};
 use crate::http::{host_token, server};
 use crate::lifecycle::health;
-use crate::{Listeners, NmiError, Part, fault, named};
 
-const HOST: &str = "the host's socket (--host-token-socket)";
+const METADATA: &str = "the front door";
+const HOST_TOKEN: &str = "the host's socket (--host-token-socket)";
+const PROBE: &str = "the probe port";
+const METRICS: &str = "the metrics port";
 
-/// What serves, at copies of the listening sockets: the sockets themselves outlive the turn.
-pub(crate) struct Duty {
-    tasks: JoinSet<Part>,
-    closing: Closing,
+/// The node agent's bound sockets. They stay open over a takeover, so that no connection is refused.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Connections that pods meant for the metadata service.
+    pub metadata: Vec<TcpListener>,
+    /// `/healthz` and `/readyz`.
+    pub probe: TcpListener,
+    /// `/metrics`.
+    pub metrics: TcpListener,
 }
 
-impl Duty {
-    /// Begins to accept.
-    pub(crate) fn begin(
+impl Listeners {
+    /// All of them, as they are handed over.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &TcpListener> {
+        self.metadata.iter().chain([&self.probe, &self.metrics])
+    }
+}
+
+/// The tasks that serve, on duplicates of the listening sockets.
+pub(crate) struct Servers {
+    tasks: JoinSet<TaskResult>,
+    drain: Drain,
+}
+
+impl Servers {
+    /// Starts to accept connections.
+    ///
+    /// # Errors
+    /// [`NmiError::Socket`].
+    pub(crate) fn start(
         listeners: &Listeners,
         context: &Arc<Context>,
         active: &Receiver<bool>,
     ) -> Result<Self, NmiError> {
-        let (mut tasks, closing) = (JoinSet::new(), Closing::default());
-        for door in &listeners.doors {
-            let door = copy("the front door", door)?;
-            let serve = server::serve(door, Arc::clone(context), closing.clone());
-            tasks.spawn(async move { ("door", named("the front door", serve.await)) });
+        let (mut tasks, drain) = (JoinSet::new(), Drain::default());
+        for listener in &listeners.metadata {
+            let listener = duplicate(METADATA, listener)?;
+            let serve = server::serve(listener, Arc::clone(context), drain.clone());
+            tasks.spawn(async move { ("door", socket(METADATA, serve.await)) });
         }
-        let over = || closing.announced.clone();
+        let shutdown = || drain.started.clone();
         if let Some(path) = &context.config.host_token_socket {
-            // Of its own: whoever serves has the path.
-            let socket = named(HOST, host_token::bind(path))?;
-            let serve = host_token::serve(socket, Arc::clone(context), over());
-            tasks.spawn(async move { ("host", named(HOST, serve.await)) });
+            // Not handed over: each node agent binds the path anew when it begins to serve.
+            let listener = socket(HOST_TOKEN, host_token::bind(path))?;
+            let serve = host_token::serve(listener, Arc::clone(context), shutdown());
+            tasks.spawn(async move { ("host", socket(HOST_TOKEN, serve.await)) });
         }
-        let probe = health::health(
-            copy("the probe port", &listeners.probe)?,
+        let serve = health::probe(
+            duplicate(PROBE, &listeners.probe)?,
             Arc::clone(context),
             active.clone(),
             listeners
-                .doors
+                .metadata
                 .first()
-                .and_then(|door| door.local_addr().ok()),
-            over(),
+                .and_then(|listener| listener.local_addr().ok()),
+            shutdown(),
         );
-        tasks.spawn(async move { ("probe", named("the probe port", probe.await)) });
-        let metrics = copy("the metrics port", &listeners.metrics)?;
-        let metrics = health::metrics(metrics, Arc::clone(context), over());
-        tasks.spawn(async move { ("metrics", named("the metrics port", metrics.await)) });
-        Ok(Self { tasks, closing })
+        tasks.spawn(async move { ("probe", socket(PROBE, serve.await)) });
+        let listener = duplicate(METRICS, &listeners.metrics)?;
+        let serve = health::metrics(listener, Arc::clone(context), shutdown());
+        tasks.spawn(async move { ("metrics", socket(METRICS, serve.await)) });
+        Ok(Self { tasks, drain })
     }
 
-    /// Returns when a part ended, which none may.
+    /// Returns when a task has ended, which none may.
     pub(crate) async fn failed(&mut self) -> NmiError {
-        fault(self.tasks.join_next().await)
+        task_ended(self.tasks.join_next().await)
     }
 
-    /// Accepts no more, and returns when the last request is answered or its time is up.
-    pub(crate) async fn end(mut self) {
-        let closing = async {
-            self.closing.close().await;
-            tokio::time::sleep(LAST_REQUESTS).await;
+    /// Stops accepting, and returns when the last request is answered or its time is up.
+    pub(crate) async fn drain(mut self) {
+        let time_up = async {
+            self.drain.close_idle().await;
+            tokio::time::sleep(REQUEST_GRACE).await;
         };
         tokio::select! {
             () = async { while self.tasks.join_next().await.is_some() {} } => {}
-            () = closing => tracing::warn!("requests were under way for too long and are cut off"),
+            () = time_up => tracing::warn!("requests were under way for too long and are cut off"),
         }
     }
 }
 
-fn copy(what: &'static str, listener: &TcpListener) -> Result<TcpListener, NmiError> {
-    named(what, listener.try_clone())
+fn duplicate(what: &'static str, listener: &TcpListener) -> Result<TcpListener, NmiError> {
+    socket(what, listener.try_clone())
 }

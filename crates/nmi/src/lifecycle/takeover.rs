@@ -1,43 +1,57 @@
-//! Whose turn it is to serve: this node agent's, that of the one before it, or that of the one after it.
+//! Takeover (hot restart): which node agent serves while one replaces another, so that no request fails.
+//!
+//! `lib.rs` runs it for the whole life of the process. The sockets pass over `podid_intercept::handover`, which draws the protocol.
+//!
+//! ```text
+//!  GETTING READY ──ready, or predecessor died──► SERVING ──successor is ready──► STANDBY ──superseded──► RELEASED
+//!      ▲ predecessor                             ▲     ▲                           │                  (ports closed)
+//!    start ──────────────no predecessor──────────┘     └────the successor died─────┘
+//! ```
+//!
+//! At shutdown, in whichever state, requests under way are drained and the process ends. A predecessor that stands by is told when a
+//! third node agent serves ("superseded"), or when none is to serve any more ([`FinalDrain`]), so that it does not serve again.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use podid_intercept::handover::{End, Post, Predecessor, Successor};
+use podid_intercept::handover::{HandoverListener, Predecessor, Successor, SuccessorEnd};
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::drain::Parting;
-use crate::lifecycle::servers::Duty;
-use crate::{Listeners, NmiError};
+use crate::error::NmiError;
+use crate::http::drain::FinalDrain;
+use crate::lifecycle::servers::{Listeners, Servers};
 
-/// After being told to end, a successor that has reported has this long to become ready. With the time for the last requests
-/// this is within the 30 s that Kubernetes gives a pod to end.
-const GETTING_READY: Duration = Duration::from_secs(15);
-/// After being told to end, one that is only just starting has this long to report.
-const REPORTING: Duration = Duration::from_secs(2);
+/// How long after shutdown a successor that has the sockets may take to become ready. With the drain this is within the 30 s that
+/// Kubernetes gives a pod to end.
+const SUCCESSOR_READY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long after shutdown a successor that is only just starting may take to connect.
+const SUCCESSOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The chain that this node agent is a link of.
+/// What this node agent takes over from and hands over to.
 #[derive(Debug)]
-pub(crate) struct Relay {
-    /// Where successors report; `None` when nothing is handed over.
+pub(crate) struct Takeover {
+    /// The Unix socket that successors connect to; `None` when nothing is handed over.
     pub(crate) path: Option<PathBuf>,
-    /// The one that serves until this one can.
+    /// The node agent that serves until this one can.
     pub(crate) predecessor: Option<Predecessor>,
-    /// Whether this one serves.
-    pub(crate) on_duty: Sender<bool>,
-    /// Announced when nobody is to serve after this one.
-    pub(crate) parting: Parting,
+    /// Whether this node agent serves.
+    pub(crate) serving: Sender<bool>,
+    /// Started when no node agent is to serve after this one.
+    pub(crate) final_drain: FinalDrain,
 }
 
-impl Relay {
-    /// Serves whenever it is this one's turn, until shutdown.
+impl Takeover {
+    /// Serves whenever no other node agent does, until shutdown.
+    ///
+    /// # Errors
+    /// [`NmiError`] when a server failed.
     pub(crate) async fn run(
         mut self,
         listeners: Listeners,
-        begin: impl Fn(&Listeners) -> Result<Duty, NmiError>,
+        start: impl Fn(&Listeners) -> Result<Servers, NmiError>,
         ready: Receiver<bool>,
         shutdown: &CancellationToken,
     ) -> Result<(), NmiError> {
@@ -47,88 +61,89 @@ impl Relay {
                 () = until(ready) => {}
                 () = predecessor.ended() => tracing::warn!("the node agent before this one ended; serving from now on"),
             }
-            predecessor.relieve().await;
+            predecessor.take_over().await;
         }
-        let mut draining = JoinSet::new();
+        let mut drains = JoinSet::new();
         let mut predecessor = self.predecessor.take();
         loop {
-            let mut duty = begin(&listeners)?;
-            self.on_duty.send_replace(true);
-            let relief = tokio::select! {
-                error = duty.failed() => return Err(error),
-                never = self.let_go(&mut predecessor) => match never {},
-                relief = self.relief(&listeners, shutdown) => relief,
+            let mut servers = start(&listeners)?;
+            self.serving.send_replace(true);
+            let successor = tokio::select! {
+                error = servers.failed() => return Err(error),
+                never = self.release_at_final_drain(&mut predecessor) => match never {},
+                successor = self.ready_successor(&listeners, shutdown) => successor,
             };
-            self.on_duty.send_replace(false);
-            draining.spawn(duty.end());
-            let Some(successor) = relief else { break };
-            if self.stand_by(successor, shutdown).await == Some(End::Alone) {
+            self.serving.send_replace(false);
+            drains.spawn(servers.drain());
+            let Some(successor) = successor else { break };
+            if self.stand_by(successor, shutdown).await == Some(SuccessorEnd::Died) {
                 tracing::warn!("the node agent after this one ended; serving again");
                 continue;
             }
-            // A third one may end and start anew: this one must not hold its ports.
+            // A third node agent that starts without the sockets needs the ports.
             drop(listeners);
             shutdown.cancelled().await;
             if let Some(predecessor) = predecessor {
-                predecessor.dismiss().await;
+                predecessor.release().await;
             }
             break;
         }
-        while draining.join_next().await.is_some() {}
+        while drains.join_next().await.is_some() {}
         Ok(())
     }
 
-    /// Lets the one before this one go once it is never to serve again, lest it put back what is withdrawn. Does not return.
-    async fn let_go(&self, predecessor: &mut Option<Predecessor>) -> Infallible {
-        self.parting.0.announced.cancelled().await;
+    /// Releases the predecessor once no node agent is to serve any more; if it served again it would put the withdrawn interception
+    /// rules back. Does not return.
+    async fn release_at_final_drain(&self, predecessor: &mut Option<Predecessor>) -> Infallible {
+        self.final_drain.0.started.cancelled().await;
         if let Some(predecessor) = predecessor.take() {
-            predecessor.dismiss().await;
+            predecessor.release().await;
         }
         std::future::pending().await
     }
 
-    /// A successor that is ready; `None` when there is none at the end.
-    async fn relief(
+    /// A successor that has the sockets and is ready; `None` when there is none at shutdown.
+    async fn ready_successor(
         &self,
         listeners: &Listeners,
         shutdown: &CancellationToken,
     ) -> Option<Successor> {
-        let Some(post) = self.post() else {
+        let Some(handover) = self.handover() else {
             shutdown.cancelled().await;
             return None;
         };
         let sockets: Vec<_> = listeners.all().collect();
         loop {
             let mut successor = tokio::select! {
-                successor = post.successor(&sockets) => successor,
-                () = after(shutdown, REPORTING) => return None,
+                successor = handover.accept(&sockets) => successor,
+                () = after(shutdown, SUCCESSOR_CONNECT_TIMEOUT) => return None,
             };
             tracing::info!("the node agent after this one has the sockets and gets ready");
             tokio::select! {
                 ready = successor.is_ready() => if ready {
                     return Some(successor);
                 },
-                () = after(shutdown, GETTING_READY) => return None,
+                () = after(shutdown, SUCCESSOR_READY_TIMEOUT) => return None,
             }
         }
     }
 
-    fn post(&self) -> Option<Post> {
+    fn handover(&self) -> Option<HandoverListener> {
         let path = self.path.as_ref()?;
-        Post::open(path)
+        HandoverListener::open(path)
             .inspect_err(|error| {
                 tracing::warn!(path = %path.display(), reason = %error, "the next node agent cannot take over; its start is an outage of a moment");
             })
             .ok()
     }
 
-    /// Waits at a successor's back; how it ended, or `None` at shutdown.
+    /// Waits until the successor ends; `None` at shutdown.
     async fn stand_by(
         &self,
         mut successor: Successor,
         shutdown: &CancellationToken,
-    ) -> Option<End> {
-        successor.begin().await;
+    ) -> Option<SuccessorEnd> {
+        successor.confirm_stopped().await;
         tracing::info!("the node agent after this one serves; standing by");
         tokio::select! {
             () = shutdown.cancelled() => None,
@@ -139,7 +154,7 @@ impl Relay {
 
 async fn until(mut ready: Receiver<bool>) {
     if ready.wait_for(|ready| *ready).await.is_err() {
-        // What says so ended, which its own task reports.
+        // The sender's task has ended, which `lib.rs` sees and reports.
         std::future::pending().await
     }
 }

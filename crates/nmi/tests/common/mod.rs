@@ -98,7 +98,7 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
     let listeners = nmi.bind(vec![door]).unwrap();
     let stop = CancellationToken::new();
     Rig {
-        door: listeners.doors[0].local_addr().unwrap(),
+        door: listeners.metadata[0].local_addr().unwrap(),
         probe: listeners.probe.local_addr().unwrap(),
         metrics: listeners.metrics.local_addr().unwrap(),
         agent: tokio::spawn(nmi.run(listeners, stop.clone())),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podid_intercept::{Keeper, Rules, withdraw};
-use podid_nmi::Parting;
+use podid_nmi::FinalDrain;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
@@ -17,12 +17,12 @@ pub enum Keeping {
     /// They are put in place and repaired.
     Rules(Keeper),
     /// They are removed, once whoever was intercepted has been served.
-    Withdrawal(Rules, Parting),
+    Withdrawal(Rules, FinalDrain),
 }
 
 impl Keeping {
     /// Does it whenever it is this node agent that serves; tells whether what is wanted is so.
-    pub async fn run(self, on_duty: Receiver<bool>, active: Sender<bool>) {
+    pub async fn run(self, serving: Receiver<bool>, active: Sender<bool>) {
         match self {
             Self::Nothing => {}
             Self::Rules(keeper) => {
@@ -34,12 +34,12 @@ impl Keeping {
                 };
                 tokio::select! {
                     () = follow => {}
-                    () = turns(on_duty, async |turn| keeper.run(turn).await) => {}
+                    () = turns(serving, async |turn| keeper.run(turn).await) => {}
                 }
             }
-            Self::Withdrawal(rules, parting) => {
-                turns(on_duty, async |turn| {
-                    leave(&rules, &parting, &active, &turn).await;
+            Self::Withdrawal(rules, drain) => {
+                turns(serving, async |turn| {
+                    leave(&rules, &drain, &active, &turn).await;
                 })
                 .await;
             }
@@ -47,24 +47,24 @@ impl Keeping {
     }
 }
 
-async fn turns(mut on_duty: Receiver<bool>, work: impl AsyncFn(CancellationToken)) {
-    while on_duty.wait_for(|on_duty| *on_duty).await.is_ok() {
+async fn turns(mut serving: Receiver<bool>, work: impl AsyncFn(CancellationToken)) {
+    while serving.wait_for(|serving| *serving).await.is_ok() {
         let turn = CancellationToken::new();
         let over = async {
             // An error says that it has ended.
-            let _ = on_duty.wait_for(|on_duty| !on_duty).await;
+            let _ = serving.wait_for(|serving| !serving).await;
             turn.cancel();
         };
         tokio::join!(work(turn.clone()), over);
     }
 }
 
-async fn leave(rules: &Rules, parting: &Parting, active: &Sender<bool>, turn: &CancellationToken) {
+async fn leave(rules: &Rules, drain: &FinalDrain, active: &Sender<bool>, turn: &CancellationToken) {
     tracing::warn!(
         "--interception=withdraw: podid leaves this node. New requests reach whoever else redirects them, or the node's own metadata service; those under way are answered"
     );
     loop {
-        let outcome = withdraw(rules, async || parting.run().await, turn).await;
+        let outcome = withdraw(rules, async || drain.run().await, turn).await;
         if turn.is_cancelled() {
             return;
         }

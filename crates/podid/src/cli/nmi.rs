@@ -242,14 +242,14 @@ impl Nmi {
         let config = self.config()?;
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
         let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active)
-            .lifting(self.startup_taint.clone());
+            .with_startup_taint(self.startup_taint.clone());
         let keeping = self.keeping(rules, &nmi).await?;
         let listeners = nmi.inherit(doors, &mut inheritance).await?;
         if let Some(path) = handover {
-            nmi = nmi.in_relay(path, inheritance.predecessor());
+            nmi = nmi.with_takeover(path, inheritance.predecessor());
         }
-        let on_duty = nmi.on_duty();
-        let keeping = keeping.run(on_duty, active);
+        let serving = nmi.serving();
+        let keeping = keeping.run(serving, active);
         let (outcome, ()) = tokio::join!(nmi.run(listeners, shutdown), keeping);
         Ok(outcome?)
     }
@@ -318,7 +318,7 @@ impl Nmi {
     async fn keeping(&self, rules: Rules, nmi: &podid_nmi::Nmi) -> anyhow::Result<Keeping> {
         let backend = match self.interception.how {
             How::None => return Ok(Keeping::Nothing),
-            How::Withdraw => return Ok(Keeping::Withdrawal(rules, nmi.parting())),
+            How::Withdraw => return Ok(Keeping::Withdrawal(rules, nmi.final_drain())),
             How::Auto => Backend::detect(&rules).await?,
             How::Nftables => Backend::Nftables,
             How::Iptables => Backend::Iptables,

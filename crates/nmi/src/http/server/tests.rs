@@ -30,7 +30,7 @@ const OTHER: &str = "6f1c0000-0000-0000-0000-0000000033cd";
 const TOKEN: &str =
     "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
-/// A metadata service that answers with what it was asked, and a door in front of it.
+/// A metadata service that answers with what it was asked, and a node agent in front of it.
 struct Rig {
     context: Arc<Context>,
     address: std::net::SocketAddr,
@@ -130,14 +130,14 @@ async fn rig() -> Rig {
     let metrics = Arc::new(Metrics::default());
     let context = Arc::new(Context::new(config, client, upstream, metrics));
     context.set_synced();
-    let door = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = door.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let closing = Closing {
-        announced: stop.clone(),
-        enforced: stop.clone(),
+    let drain = Drain {
+        started: stop.clone(),
+        idle_closed: stop.clone(),
     };
-    tokio::spawn(serve(door, Arc::clone(&context), closing));
+    tokio::spawn(serve(listener, Arc::clone(&context), drain));
     Rig {
         context,
         address,

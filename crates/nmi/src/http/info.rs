@@ -1,9 +1,8 @@
-//! What the metadata service tells beside tokens, and may be told to any pod.
+//! Info: the tenant of a pod's identity, and the versions of the metadata service's protocol.
+//!
+//! `request.rs` calls it for `/metadata/identity/info` and `/metadata/versions`.
 
-use bytes::Bytes;
-use http::Request;
 use http::Uri;
-use http::header::{HeaderName, HeaderValue};
 use podid_policy::facts::IdentitySource;
 use serde_json::Value;
 
@@ -14,7 +13,7 @@ use crate::http::target::info_request;
 use crate::refusal::Refusal;
 use crate::token::grant::{self, Requester};
 
-/// The versions of the protocol that have identities, as far as they are known.
+/// The known versions of the protocol that have identities.
 const VERSIONS: [&str; 29] = [
     "2018-02-01",
     "2018-04-02",
@@ -46,19 +45,22 @@ const VERSIONS: [&str; 29] = [
     "2024-07-17",
     "2025-04-07",
 ];
-/// What the metadata service is asked for its tenant.
+/// What the metadata service is asked for, to learn the tenant of user-assigned identities.
 const INFO: &str = "/metadata/identity/info?api-version=2018-02-01";
-/// Tenants are GUIDs or domain names.
+/// Longest tenant in bytes: it is a GUID or a domain name.
 const MAX_TENANT: usize = 255;
 
-/// Which tenant the identity is of that the caller is granted.
+/// Answers which tenant the identity is of that the requester is granted.
+///
+/// # Errors
+/// It is granted none, or the metadata service does not say its tenant.
 pub(crate) async fn tenant(
     context: &Context,
     requester: Requester<'_>,
     target: &Uri,
 ) -> Result<Answer, Refusal> {
     let selector = info_request(target.query().unwrap_or_default())?;
-    // Whoever names an identity by its object id gets the answer for that of the token for Azure's own API.
+    // An object id is resolved with a token, here of the audience that every identity has tokens for.
     let resource = "https://management.azure.com/";
     let wanted = grant::resolve(context, requester, &selector, resource).await?;
     let (_, identity) = grant::granted(context, requester, &wanted).await?;
@@ -73,19 +75,13 @@ pub(crate) async fn tenant(
     Ok(json(serde_json::json!({ "tenantId": tenant }).to_string()))
 }
 
-/// Which versions of the protocol there are.
+/// Answers which versions of the protocol there are.
 pub(crate) fn versions() -> Answer {
     json(serde_json::json!({ "apiVersions": VERSIONS }).to_string())
 }
 
 async fn ask(context: &Context) -> Result<String, Refusal> {
-    let mut request = Request::new(Bytes::new());
-    *request.uri_mut() = Uri::from_static(INFO);
-    request.headers_mut().insert(
-        HeaderName::from_static("metadata"),
-        HeaderValue::from_static("true"),
-    );
-    let answer = passthrough::forward(context, request).await?;
+    let answer = passthrough::ask(context, Uri::from_static(INFO)).await?;
     let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
     let tenant = body["tenantId"].as_str().filter(|tenant| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';

@@ -17,15 +17,12 @@ use crate::caller::connection::ConnectionContext;
 use crate::caller::index::Caller;
 use crate::context::Context;
 use crate::http::info;
-use crate::http::passthrough;
+use crate::http::passthrough::{self, FORWARDED_FOR, METADATA};
 use crate::http::rate_limit::Permit;
 use crate::http::response::{self, Answer};
 use crate::http::target::{Endpoint, MAX_TARGET, endpoint, token_request};
 use crate::refusal::Refusal;
 use crate::token::grant::{self, Requester};
-
-const METADATA: HeaderName = HeaderName::from_static("metadata");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The client's own name of its request, for the logs.
 pub(crate) const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");

@@ -100,17 +100,3 @@ pub(crate) fn correlation_id() -> String {
 fn seconds(wait: Duration) -> u64 {
     wait.as_secs().clamp(1, MAX_RETRY_AFTER)
 }
-
-/// An answer of the metadata service to an exempted pod, without what belongs to the connection it came on.
-pub(crate) fn forwarded(answer: Response<Bytes>) -> Response<Full<Bytes>> {
-    let mut answer = answer.map(Full::new);
-    for name in [
-        "connection",
-        "keep-alive",
-        "transfer-encoding",
-        "content-length",
-    ] {
-        answer.headers_mut().remove(name);
-    }
-    answer
-}

@@ -250,3 +250,41 @@ async fn an_exempted_pod_talks_to_the_metadata_service_itself() {
     assert!(!String::from_utf8_lossy(&received).contains("HTTP/1.1 200"));
     assert!(rig.upstream.seen().is_empty());
 }
+
+#[tokio::test]
+async fn hop_by_hop_headers_end_at_the_node_agent() {
+    let rig = rig(|_| {}).await;
+    rig.upstream.forget();
+    rig.upstream.script(|_| {
+        let headers = "Connection: X-Named\r\nX-Named: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: close\r\nUpgrade: h2c\r\nTrailer: X-Sum\r\nX-Kept: 1\r\n";
+        Some((200, headers, "{}".to_owned()))
+    });
+    // The metadata service refuses what has X-Forwarded-For, so that no client may make podid drop it.
+    let request = "GET /metadata/instance?api-version=2021-02-01 HTTP/1.1\r\nHost: x\r\nMetadata: true\r\nX-Forwarded-For: 10.0.0.9\r\nX-Kept: 1\r\nX-Named: 1\r\nTE: trailers\r\nProxy-Connection: close\r\nProxy-Authorization: Basic eA==\r\nConnection: close, X-Named\r\nConnection: Metadata,x-forwarded-for\r\n\r\n";
+    let answer = rig.raw(EXEMPT, request).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let seen = rig.upstream.seen().remove(0).to_ascii_lowercase();
+    for kept in [
+        "\r\nmetadata: true\r\n",
+        "\r\nx-forwarded-for: 10.0.0.9\r\n",
+        "\r\nx-kept: 1\r\n",
+    ] {
+        assert!(seen.contains(kept), "{kept}: {seen}");
+    }
+    assert_eq!(answer.header("x-kept"), Some("1"));
+    for dropped in [
+        "x-named",
+        "te",
+        "trailer",
+        "keep-alive",
+        "upgrade",
+        "proxy-connection",
+        "proxy-authorization",
+    ] {
+        assert!(
+            !seen.contains(&format!("\r\n{dropped}: ")),
+            "{dropped}: {seen}"
+        );
+        assert_eq!(answer.header(dropped), None, "{answer:?}");
+    }
+}

@@ -57,6 +57,18 @@ pub enum Error {
         /// The operating system's word.
         cause: std::io::Error,
     },
+    /// The rules are in place, and a connection that they must catch was not caught.
+    #[error(
+        "the rules are in place, but a connection of podid nmi's own to {metadata} was not intercepted: {outcome}; {next}"
+    )]
+    NotCaught {
+        /// Where it went to.
+        metadata: std::net::SocketAddrV4,
+        /// What became of it.
+        outcome: String,
+        /// The likely cause and the next step.
+        next: &'static str,
+    },
     /// The rules contradict themselves.
     #[error("interception settings are wrong: {0}")]
     Rules(&'static str),
@@ -85,6 +97,8 @@ pub enum ErrorKind {
     Output,
     /// The kernel did not take the eBPF programs.
     PodMark,
+    /// A connection that must be caught was not caught.
+    NotCaught,
     /// The rules contradict themselves.
     Rules,
     /// Neither backend works here.
@@ -101,6 +115,7 @@ impl Error {
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Output { .. } => ErrorKind::Output,
             Self::PodMark { .. } => ErrorKind::PodMark,
+            Self::NotCaught { .. } => ErrorKind::NotCaught,
             Self::Rules(_) => ErrorKind::Rules,
             Self::NoBackend { .. } => ErrorKind::NoBackend,
         }

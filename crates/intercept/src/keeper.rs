@@ -1,5 +1,5 @@
 //! Reconcile loop for the interception rules: looks at them when the kernel reports a change and after an interval, and puts them
-//! back. `podid nmi` runs it while it serves. The rules stay when it ends.
+//! back, then proves by a connection of its own that they catch what they must. `podid nmi` runs it while it serves. The rules stay when it ends.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::changes::Changes;
-use crate::{Backend, Error, Rules, conntrack};
+use crate::{Backend, Error, Rules, conntrack, proof};
 
 /// Pause after the first failure; it doubles up to the interval.
 const FIRST_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ const MIN_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// What the keeper has seen and done since it started; the source of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// Whether the rules were in place at the last look.
+    /// Whether the rules were in place at the last look, and caught what they must.
     pub in_place: bool,
     /// How often the rules were looked at.
     pub checks: u64,
@@ -105,24 +105,29 @@ impl Keeper {
     }
 
     async fn look(&self) -> Result<(), Error> {
-        let stands = self.backend.verify(&self.rules).await?;
-        if !stands {
-            self.backend.apply(&self.rules).await?;
-        }
         let first = self.state.borrow().checks == self.state.borrow().failures;
+        if !self.backend.verify(&self.rules).await? {
+            self.backend.apply(&self.rules).await?;
+            if !first {
+                warn!(backend = ?self.backend, "the interception rules had been changed by somebody else; put back");
+            }
+            self.state.send_modify(|state| {
+                state.applied += 1;
+                state.repaired += u64::from(!first);
+            });
+        }
+        proof::prove(&self.rules).await?;
         let cut = if first && !self.rules.withdrawing {
             self.cut().await
         } else {
             0
         };
-        if !stands && !first {
-            warn!(backend = ?self.backend, "the interception rules had been changed by somebody else; put back");
+        if !first && self.state.borrow().trouble.is_some() {
+            info!(backend = ?self.backend, "interception is in place again");
         }
         self.state.send_modify(|state| {
             state.checks += 1;
             state.in_place = true;
-            state.applied += u64::from(!stands);
-            state.repaired += u64::from(!stands && !first);
             state.connections_cut += cut;
             state.trouble = None;
         });
@@ -144,12 +149,16 @@ impl Keeper {
     }
 
     fn failed(&self, error: &Error) {
-        warn!(backend = ?self.backend, reason = %error, "interception could not be checked or put in place");
+        let trouble = Some(error.to_string());
+        // Once, until it is another one or was over in between.
+        if self.state.borrow().trouble != trouble {
+            warn!(backend = ?self.backend, reason = %error, "interception could not be checked or put in place");
+        }
         self.state.send_modify(|state| {
             state.checks += 1;
             state.failures += 1;
             state.in_place = false;
-            state.trouble = Some(error.to_string());
+            state.trouble = trouble;
         });
     }
 }

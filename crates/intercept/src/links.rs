@@ -8,16 +8,14 @@
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 
-/// Bytes for one answer; the kernel's longest answer about one link is far shorter.
-const MAX_ANSWER: usize = 64 * 1024;
+use crate::netlink::Requests;
 
 /// The number that this network namespace has for another one. Reused after that one is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +32,7 @@ pub struct Link {
 
 /// Asks the kernel about links. The kernel answers at once, so nothing here waits.
 pub struct Links {
-    socket: Socket,
-    sequence: u32,
+    requests: Requests,
 }
 
 impl Links {
@@ -44,12 +41,8 @@ impl Links {
     /// # Errors
     /// The operating system's, when a netlink socket cannot be had.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.set_non_blocking(true)?;
         Ok(Self {
-            socket,
-            sequence: 0,
+            requests: Requests::open(NETLINK_ROUTE)?,
         })
     }
 
@@ -85,7 +78,7 @@ impl Links {
     pub fn namespace_of(&mut self, pid: u32) -> io::Result<Option<NamespaceId>> {
         let mut ask = NsidMessage::default();
         ask.attributes.push(NsidAttribute::Pid(pid));
-        match self.ask(RouteNetlinkMessage::GetNsId(ask))? {
+        match self.requests.ask(RouteNetlinkMessage::GetNsId(ask))? {
             RouteNetlinkMessage::NewNsId(answer) => {
                 Ok(attribute(&answer.attributes, |a| match a {
                     NsidAttribute::Id(id) if *id >= 0 => Some(NamespaceId(*id)),
@@ -106,7 +99,7 @@ impl Links {
         ask.header.destination_prefix_length = length;
         ask.attributes
             .push(RouteAttribute::Destination(destination));
-        match self.ask(RouteNetlinkMessage::GetRoute(ask))? {
+        match self.requests.ask(RouteNetlinkMessage::GetRoute(ask))? {
             RouteNetlinkMessage::NewRoute(answer) => attribute(&answer.attributes, |a| match a {
                 RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
@@ -119,7 +112,7 @@ impl Links {
     fn link(&mut self, index: u32) -> io::Result<LinkMessage> {
         let mut ask = LinkMessage::default();
         ask.header.index = index;
-        match self.ask(RouteNetlinkMessage::GetLink(ask))? {
+        match self.requests.ask(RouteNetlinkMessage::GetLink(ask))? {
             RouteNetlinkMessage::NewLink(answer) => Ok(answer),
             other => Err(unexpected(&other)),
         }
@@ -154,35 +147,9 @@ impl Links {
     }
 
     fn neighbour_entry(&mut self, ask: NeighbourMessage) -> io::Result<NeighbourMessage> {
-        match self.ask(RouteNetlinkMessage::GetNeighbour(ask))? {
+        match self.requests.ask(RouteNetlinkMessage::GetNeighbour(ask))? {
             RouteNetlinkMessage::NewNeighbour(answer) => Ok(answer),
             other => Err(unexpected(&other)),
-        }
-    }
-
-    fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST;
-        header.sequence_number = self.sequence;
-        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        loop {
-            let mut answer = Vec::with_capacity(MAX_ANSWER);
-            self.socket.recv(&mut answer, 0)?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            if answer.header.sequence_number != self.sequence {
-                continue;
-            }
-            return match answer.payload {
-                NetlinkPayload::InnerMessage(message) => Ok(message),
-                NetlinkPayload::Error(error) => Err(error.to_io()),
-                _ => Err(missing("the kernel answered without content")),
-            };
         }
     }
 }

@@ -1,0 +1,140 @@
+//! The keeper proves by a connection of its own that the node's connections are caught, and says so when they are not.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test"
+)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::World;
+use common::group::Kubepods;
+use common::way::Way;
+use podid_intercept::{Backend, HostNetwork, Keeper, Rules, State};
+use rstest::rstest;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const NMI: &str = "127.0.0.1:2579";
+/// The keeper gets there within this time, or the test fails.
+const STATE_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn all() -> Rules {
+    Rules {
+        host_network: HostNetwork::All,
+        ..Rules::default()
+    }
+}
+
+async fn until(state: &mut watch::Receiver<State>, holds: impl FnMut(&State) -> bool) -> State {
+    let waiting = state.wait_for(holds);
+    let state = tokio::time::timeout(STATE_TIMEOUT, waiting).await;
+    state.unwrap().unwrap().clone()
+}
+
+/// Runs a keeper that looks by itself once an hour, and what is to happen beside it.
+fn kept<F: Future<Output = ()>>(
+    world: &World,
+    backend: Backend,
+    rules: &Rules,
+    work: impl FnOnce(watch::Receiver<State>) -> F + Send,
+) {
+    world.node.block_on(|| async {
+        let keeper = Keeper::new(backend, rules.clone(), Duration::from_secs(3600));
+        tokio::select! {
+            () = keeper.run(CancellationToken::new()) => panic!("the keeper ended"),
+            () = work(keeper.state()) => {}
+        }
+    });
+}
+
+#[rstest]
+fn a_connection_of_its_own_is_caught_before_interception_is_in_place(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+) {
+    let world = World::new();
+    let backend = way.on(&world);
+    let (nmi, azure) = (world.nmi(NMI), world.azure.accepted());
+    kept(&world, backend, &all(), |mut state| async move {
+        let first = until(&mut state, |state| state.in_place).await;
+        assert_eq!((first.failures, first.trouble), (0, None));
+    });
+    assert!(nmi.accepted() >= 1, "nothing was tried");
+    assert_eq!(world.azure.accepted(), azure);
+}
+
+/// This process is in no pod: as on a node whose kernel does not apply the mark, the rules stand and catch nothing.
+#[rstest]
+fn rules_that_catch_nothing_are_not_in_place(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+) {
+    let (world, kubepods) = (World::new(), Kubepods::new());
+    let backend = way.on(&world);
+    let (nmi, azure) = (world.nmi(NMI), world.azure.accepted());
+    let rules = Rules {
+        host_network: HostNetwork::Pods {
+            cgroup: kubepods.path().to_owned(),
+        },
+        ..Rules::default()
+    };
+    kubepods.seen_by_nmi(true, || {
+        kept(&world, backend, &rules, |mut state| async move {
+            let failed = until(&mut state, |state| state.failures > 0).await;
+            assert!(!failed.in_place);
+            assert_eq!(failed.applied, 1);
+            let trouble = failed.trouble.unwrap();
+            assert!(trouble.contains("was not intercepted"), "{trouble}");
+            assert!(trouble.contains("answered from elsewhere"), "{trouble}");
+            assert!(trouble.contains("bpftool cgroup tree"), "{trouble}");
+        });
+    });
+    assert!(world.azure.accepted() > azure, "nothing was tried");
+    assert_eq!(nmi.accepted(), 0);
+}
+
+/// A node firewall that refuses at the last moment what podid has caught.
+#[test]
+fn what_somebody_else_breaks_later_is_seen_and_heals() {
+    let world = World::new();
+    let _nmi = world.nmi(NMI);
+    let world = &world;
+    kept(world, Backend::Nftables, &all(), |mut state| async move {
+        until(&mut state, |state| state.in_place).await;
+        world.node.run("nft add table ip firewall");
+        world.node.run(
+            "nft add chain ip firewall input { type filter hook input priority 0 ; policy accept ; }",
+        );
+        world.node.run(
+            "nft add rule ip firewall input ip daddr 169.254.169.254 tcp dport 80 reject with tcp reset",
+        );
+        let broken = until(&mut state, |state| !state.in_place).await;
+        let trouble = broken.trouble.unwrap();
+        assert!(trouble.contains("a firewall on this node"), "{trouble}");
+        world.node.run("nft delete table ip firewall");
+        let healed = until(&mut state, |state| state.in_place).await;
+        assert_eq!((healed.repaired, healed.trouble), (0, None));
+    });
+}
+
+/// Somebody who listens at the metadata address is not the other end of a connection that passed.
+#[test]
+fn a_listener_alone_is_no_proof() {
+    let (world, kubepods) = (World::new(), Kubepods::new());
+    let _nmi = (world.nmi(NMI), world.nmi("169.254.169.254:80"));
+    let rules = Rules {
+        host_network: HostNetwork::Pods {
+            cgroup: kubepods.path().to_owned(),
+        },
+        ..Rules::default()
+    };
+    kubepods.seen_by_nmi(false, || {
+        kept(&world, Backend::Nftables, &rules, |mut state| async move {
+            let failed = until(&mut state, |state| state.failures > 0).await;
+            assert!(!failed.in_place);
+        });
+    });
+}

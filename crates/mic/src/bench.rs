@@ -1,4 +1,7 @@
-//! The controller's index, plans and decisions without an API server and without Azure, one event at a time: for benchmarks.
+//! The benchmark harness: the controller's index and decisions without an API server and without Azure, one event at a time.
+//!
+//! `benches/index.rs` measures with it what an event costs by the size of the cluster, and a test that the work of an event does not
+//! grow with it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,13 +14,15 @@ use podid_policy::ids::HostKey;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::assigned::{AssignedObject, ObjectWrite, WatchedAssignedIdentity, decide};
+use crate::assigned::object::{AssignedObject, WatchedAssignedIdentity};
+use crate::assigned::reconcile::{ObjectWrite, decide};
 use crate::config::Config;
-use crate::host::Move;
+use crate::host::Action;
 use crate::host::cloud::HostIdentities;
-use crate::index::{Effects, Index, Meta};
+use crate::index::{Effects, Index, client_id_of};
+use crate::meta::Meta;
 
-/// What an event led to, when all that follows from it has been done.
+/// The work that an event has caused once everything that follows from it is done.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
     /// How often an assignment was looked at.
@@ -30,7 +35,7 @@ pub struct Work {
     pub changes: usize,
 }
 
-/// A controller for which the API server and Azure do at once whatever they are asked.
+/// A controller without a network: every write to the API server and to Azure succeeds at once.
 pub struct OfflineController {
     index: Index,
     config: Config,
@@ -83,7 +88,7 @@ impl OfflineController {
         self.step(|index| index.delete_pod(key))
     }
 
-    /// Begins to lead: everything that was seen is brought about.
+    /// Begins to lead: carries out everything that was decided so far.
     pub fn lead(&mut self) -> Work {
         self.leading = true;
         let mut work = Work::default();
@@ -96,22 +101,21 @@ impl OfflineController {
         work
     }
 
-    /// Compares every host with Azure, as happens now and then.
+    /// Compares every host with Azure, as the controller does at every reconcile interval.
     pub fn compare(&mut self) -> Work {
         let mut work = Work::default();
         let keys: Vec<_> = self.index.hosts.keys().cloned().collect();
         for key in keys {
             let Index { desired, hosts, .. } = &mut self.index;
-            let mut touched = BTreeSet::new();
+            let mut affected = BTreeSet::new();
             if let Some(host) = hosts.get_mut(&key) {
                 let shown = self.azure.get(&key).cloned().unwrap_or_default();
-                let client =
-                    |who: &AssignmentKey| Some(desired.get(who)?.identity.client_id.clone());
-                touched = host.looked(Instant::now(), shown, client).touched;
+                let client_id = |who: &AssignmentKey| client_id_of(desired, who);
+                affected = host.on_read(Instant::now(), shown, client_id).affected;
                 host.wake.notify_one();
             }
-            touched.extend(self.wake(&key, &mut work));
-            self.settle(touched, &mut work);
+            affected.extend(self.wake(&key, &mut work));
+            self.settle(affected, &mut work);
         }
         work
     }
@@ -136,15 +140,15 @@ impl OfflineController {
                 keys.extend(self.wake(&host, work));
             }
             work.looked_at += 1;
-            let (steps, _) = decide(&mut self.index, &key, &self.config);
-            for step in steps {
+            let (writes, _) = decide(&mut self.index, &key, &self.config);
+            for write in writes {
                 work.writes += 1;
-                keys.extend(self.write(step));
+                keys.extend(self.write(write));
             }
         }
     }
 
-    /// The hosts that an assignment is about: the one where it must be, and those where its objects show it.
+    /// The hosts of an assignment: the one where its identity must be, and those that its objects show.
     fn hosts_of(&self, key: &AssignmentKey) -> BTreeSet<Arc<HostKey>> {
         let wanted = self.index.desired.get(key).map(|found| &found.node);
         let shown = self.index.objects_of(key);
@@ -155,56 +159,55 @@ impl OfflineController {
             .collect()
     }
 
-    /// What a host's worker does once woken. Returns whose objects may have to change.
+    /// Does what the host's worker does when it is woken. Returns the assignments whose objects may have to change.
     fn wake(&mut self, key: &Arc<HostKey>, work: &mut Work) -> BTreeSet<AssignmentKey> {
-        let mut touched = BTreeSet::new();
-        let Index {
-            desired,
-            hosts,
-            quarantine,
-            ..
-        } = &mut self.index;
-        let Some(host) = hosts.get_mut(key) else {
-            return touched;
+        let mut affected = BTreeSet::new();
+        let Some(host) = self.index.hosts.get(key) else {
+            return affected;
         };
         if host.wake.notified().now_or_never().is_none() {
-            return touched;
+            return affected;
         }
         work.woken += 1;
-        let shown = self.azure.entry(key.clone()).or_default();
-        let client = |who: &AssignmentKey| Some(desired.get(who)?.identity.client_id.clone());
         loop {
             let now = Instant::now();
-            match host.next_move(now, &self.config, quarantine, client) {
-                Move::Wait(_) | Move::Verify(_) => return touched,
-                Move::Look => touched.extend(host.looked(now, shown.clone(), client).touched),
-                Move::Record(owned) => host.recorded(owned),
-                Move::Change(_, change) => {
+            let Some(action) = self.index.next_action(key, now, &self.config) else {
+                return affected;
+            };
+            let Index { desired, hosts, .. } = &mut self.index;
+            let Some(host) = hosts.get_mut(key) else {
+                return affected;
+            };
+            let shown = self.azure.entry(key.clone()).or_default();
+            match action {
+                Action::Wait(_) | Action::Verify(_) | Action::Retire => return affected,
+                Action::Read => {
+                    let client_id = |who: &AssignmentKey| client_id_of(desired, who);
+                    affected.extend(host.on_read(now, shown.clone(), client_id).affected);
+                }
+                Action::Record(owned) => host.on_recorded(owned),
+                Action::Patch(_, change) => {
                     work.changes += 1;
                     let attached = change.attach.iter().map(|id| (id.clone(), None));
                     shown.user.extend(attached);
                     shown.user.retain(|id, _| !change.detach.contains(id));
-                    touched.extend(host.changed(&change, None));
-                }
-                Move::Retire => {
-                    hosts.remove(key);
-                    return touched;
+                    affected.extend(host.on_patched(&change, None));
                 }
             }
         }
     }
 
-    /// Does as the API server would. Returns whose objects changed, as the watch tells it.
-    fn write(&mut self, step: ObjectWrite) -> BTreeSet<AssignmentKey> {
-        match step {
+    /// Does what the API server does. Returns the assignments whose objects have changed, as the watch reports them.
+    fn write(&mut self, write: ObjectWrite) -> BTreeSet<AssignmentKey> {
+        match write {
             ObjectWrite::Create(_, body) => self.store(body),
-            // What an object is changed to is what would be made were it not there.
+            // A patched object is the one that would be created if there were none.
             ObjectWrite::Patch(key, _) => {
                 let keys = self.index.delete_object(&key).keys;
                 for assignment in &keys {
-                    let (steps, _) = decide(&mut self.index, assignment, &self.config);
-                    for step in steps {
-                        if let ObjectWrite::Create(_, body) = step {
+                    let (writes, _) = decide(&mut self.index, assignment, &self.config);
+                    for write in writes {
+                        if let ObjectWrite::Create(_, body) = write {
                             self.store(body);
                         }
                     }

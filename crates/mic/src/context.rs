@@ -1,4 +1,7 @@
-//! What the tasks of the controller share.
+//! The shared state of the controller's tasks: configuration, clients, index, queues and channels.
+//!
+//! [`crate::Mic::run`] makes one [`Context`]; every task has it. Steps of the index go through [`Context::update`], so that no effect of
+//! a step is lost.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,24 +30,25 @@ pub(crate) struct Context {
     pub(crate) client: kube::Client,
     pub(crate) host_client: Arc<dyn HostClient>,
     pub(crate) index: Mutex<Index>,
+    /// The assignments whose objects must be looked at.
     pub(crate) queue: Queue,
     pub(crate) records: OwnershipRecords,
     pub(crate) metrics: Metrics,
-    /// Whether this replica leads and knows enough to act.
+    /// Whether this replica leads, has complete lists and has read the ownership records.
     pub(crate) ready: watch::Sender<bool>,
-    pub(crate) conditions: Conditions,
+    pub(crate) conditions: PendingConditions,
     pub(crate) type_upgrade: TypeUpgrade,
-    /// Why writing failed last, so that an outage is logged once and not for every object.
-    pub(crate) write_trouble: Mutex<String>,
+    /// The error of a write that was logged last, so that an outage is logged once and not for every object.
+    pub(crate) last_write_error: Mutex<String>,
     events: mpsc::Sender<PendingEvent>,
     new_hosts: mpsc::UnboundedSender<Arc<HostKey>>,
 }
 
-/// Identities whose condition must be looked at.
+/// The AzureIdentities whose condition must be looked at.
 #[derive(Default)]
-pub(crate) struct Conditions {
-    pub(crate) dirty: Mutex<BTreeSet<ObjectKey>>,
-    pub(crate) news: Notify,
+pub(crate) struct PendingConditions {
+    pub(crate) pending: Mutex<BTreeSet<ObjectKey>>,
+    pub(crate) added: Notify,
 }
 
 /// The receiving ends of the channels of a [`Context`].
@@ -69,9 +73,9 @@ impl Context {
             records: OwnershipRecords::new(client.clone(), &config.namespace),
             metrics: Metrics::default(),
             ready: watch::Sender::new(false),
-            conditions: Conditions::default(),
+            conditions: PendingConditions::default(),
             type_upgrade: TypeUpgrade::default(),
-            write_trouble: Mutex::default(),
+            last_write_error: Mutex::default(),
             config,
             client,
             host_client,
@@ -85,7 +89,7 @@ impl Context {
         (Arc::new(context), receivers)
     }
 
-    /// Takes one step of the index and passes on what follows from it.
+    /// Takes one step of the index, and passes its effects to the workers and the queue.
     pub(crate) fn update(&self, step: impl FnOnce(&mut Index) -> Effects) {
         let effects = step(&mut self.index.lock());
         for host in effects.hosts {
@@ -94,7 +98,7 @@ impl Context {
         self.enqueue(effects.keys);
     }
 
-    /// The objects of these assignments may have to change. Whoever begins to lead looks at all of them anyway.
+    /// Puts assignments into the work queue while this replica leads; a new leader queues all of them anyway.
     pub(crate) fn enqueue(&self, keys: BTreeSet<AssignmentKey>) {
         if self.is_ready() && !keys.is_empty() {
             self.queue.add(keys);
@@ -105,16 +109,16 @@ impl Context {
         *self.ready.borrow()
     }
 
-    /// Records an Event soon, unless very many wait already: Events are best effort.
+    /// Records an Event soon; it is dropped when too many wait already.
     pub(crate) fn record_event(&self, event: PendingEvent) {
         let _ = self.events.try_send(event);
     }
 
-    /// The conditions of these identities may have to change.
+    /// The conditions of these AzureIdentities may have to change.
     pub(crate) fn recheck_conditions(&self, identities: BTreeSet<ObjectKey>) {
         if self.is_ready() && !identities.is_empty() {
-            self.conditions.dirty.lock().extend(identities);
-            self.conditions.news.notify_one();
+            self.conditions.pending.lock().extend(identities);
+            self.conditions.added.notify_one();
         }
     }
 }

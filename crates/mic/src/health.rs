@@ -1,4 +1,6 @@
-//! The probe and the metrics over HTTP.
+//! Health probe and metrics over HTTP: `/healthz` for the kubelet, `/metrics` for Prometheus.
+//!
+//! [`crate::Mic::run`] serves each on a port of its own, also while this replica does not lead.
 
 use std::sync::Arc;
 
@@ -37,15 +39,15 @@ pub(crate) fn metrics(context: Arc<Context>, watch_statuses: WatchStatuses) -> R
 fn gauges(context: &Context, watch_statuses: &WatchStatuses) -> Gauges {
     let now = tokio::time::Instant::now();
     let index = context.index.lock();
-    let of = |(kind, health): &(
+    let of = |(kind, status): &(
         _,
         tokio::sync::watch::Receiver<podid_cluster::watch::WatchStatus>,
     )| {
-        let health = health.borrow();
-        let interrupted = health.trouble.is_some() || !health.synced;
-        (*kind, interrupted, health.malformed)
+        let status = status.borrow();
+        let interrupted = status.trouble.is_some() || !status.synced;
+        (*kind, interrupted, status.malformed)
     };
-    let watch_statuses: Vec<(&'static str, bool, u64)> = watch_statuses.iter().map(of).collect();
+    let watches: Vec<(&'static str, bool, u64)> = watch_statuses.iter().map(of).collect();
     Gauges {
         leading: context.is_ready(),
         hosts: index.hosts.len(),
@@ -58,8 +60,8 @@ fn gauges(context: &Context, watch_statuses: &WatchStatuses) -> Gauges {
             .filter_map(|h| h.lag(now))
             .max()
             .unwrap_or_default(),
-        interrupted: watch_statuses.iter().map(|h| (h.0, h.1)).collect(),
-        malformed: watch_statuses.iter().map(|h| (h.0, h.2)).collect(),
+        interrupted: watches.iter().map(|w| (w.0, w.1)).collect(),
+        malformed: watches.iter().map(|w| (w.0, w.2)).collect(),
     }
 }
 

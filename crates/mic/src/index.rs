@@ -1,4 +1,9 @@
-//! The controller's index: one synchronous step for every event, which tells whose objects must be looked at.
+//! The index: everything that the controller knows of the cluster and of Azure, kept up to date event by event.
+//!
+//! The watches ([`crate::watches`]) apply one event at a time, and each step returns its [`Effects`]: the assignments whose objects
+//! must be looked at and the hosts that need a worker. Hosts' workers and writers read and update it. It is guarded by one lock that is
+//! held for a synchronous step and never across an await. An event costs the same however big the cluster is
+//! (`benches/index.rs`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -9,13 +14,14 @@ use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use podid_policy::matching::Scope;
 use tokio::time::Instant;
 
-use crate::assigned::AssignedObject;
+use crate::assigned::object::AssignedObject;
+use crate::config::Config;
 use crate::host::cloud::{Fault, HostError};
 use crate::host::quarantine::Quarantine;
-use crate::host::{Host, Owned};
-use crate::report::conditions::Condition;
+use crate::host::{Action, Host, Owned, Surroundings};
+use crate::meta::Meta;
 
-/// What a step leads to.
+/// What must be done after a step of the index.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     /// Assignments whose objects must be looked at.
@@ -31,40 +37,40 @@ impl Effects {
     }
 }
 
-/// Everything the controller knows.
+/// Everything that the controller knows.
 pub(crate) struct Index {
+    /// Which assignments must exist, by the pods, bindings, identities and nodes.
     pub(crate) desired: DesiredState,
-    /// The AzureAssignedIdentity objects, a few fields of each.
+    /// The AzureAssignedIdentity objects that exist.
     pub(crate) objects: HashMap<ObjectKey, AssignedObject>,
-    by_key: HashMap<AssignmentKey, Vec<ObjectKey>>,
+    /// The objects that show each assignment.
+    objects_by_assignment: HashMap<AssignmentKey, Vec<ObjectKey>>,
+    /// The virtual machines and scale sets that podid looks after.
     pub(crate) hosts: HashMap<Arc<HostKey>, Host>,
-    /// `metadata.uid` and `resourceVersion` of identities and bindings.
+    /// Metadata of AzureIdentities.
     pub(crate) identities: HashMap<ObjectKey, Meta>,
+    /// Metadata of AzureIdentityBindings.
     pub(crate) bindings: HashMap<ObjectKey, Meta>,
     /// What Azure refuses to attach.
     pub(crate) quarantine: Quarantine,
-    /// Whose identities are which, where the question came up.
+    /// Azure's answers about identities that are attached under another client id than their AzureIdentity says.
     pub(crate) client_id_answers: HashMap<ResourceId, ClientIdAnswer>,
-    /// Identities that were accepted by the API server and cannot be used, and why.
+    /// AzureIdentities that the API server has accepted and podid cannot use, and why.
     pub(crate) malformed: HashMap<ObjectKey, (Meta, String)>,
-    /// Nodes that were seen, whatever is behind them.
+    /// The nodes that exist, also those without a known host.
     pub(crate) node_names: HashSet<Arc<str>>,
 }
 
-/// What Azure told about an identity that is not what it seemed.
+/// Azure's answer when it was asked for the client id of an identity.
 pub(crate) struct ClientIdAnswer {
-    pub(crate) asked: Instant,
-    /// Its client id; `None` when it does not exist.
-    pub(crate) told: Result<Option<ClientId>, HostError>,
+    pub(crate) asked_at: Instant,
+    /// The client id; `None` when the identity does not exist.
+    pub(crate) answer: Result<Option<ClientId>, HostError>,
 }
 
-/// What else is kept of an identity or a binding.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Meta {
-    pub(crate) uid: Arc<str>,
-    pub(crate) generation: i64,
-    /// What the condition of an identity says at present.
-    pub(crate) condition: Option<Condition>,
+/// The client id that the AzureIdentity of an assignment says.
+pub(crate) fn client_id_of(desired: &DesiredState, who: &AssignmentKey) -> Option<ClientId> {
+    Some(desired.get(who)?.identity.client_id.clone())
 }
 
 impl Index {
@@ -72,7 +78,7 @@ impl Index {
         Self {
             desired: DesiredState::new(scope),
             objects: HashMap::new(),
-            by_key: HashMap::new(),
+            objects_by_assignment: HashMap::new(),
             hosts: HashMap::new(),
             identities: HashMap::new(),
             bindings: HashMap::new(),
@@ -105,7 +111,7 @@ impl Index {
         self.step(deltas)
     }
 
-    /// An edited identity that Azure refused is tried again at once.
+    /// An identity that Azure refused is tried again at once when its object is edited.
     pub(crate) fn apply_identity(&mut self, identity: IdentityFacts, meta: Meta) -> Effects {
         self.malformed.remove(&identity.key);
         let before = self.identities.insert(identity.key.clone(), meta.clone());
@@ -113,7 +119,7 @@ impl Index {
         if let Some(id) = identity.resource_id().filter(|_| edited) {
             self.retry_now(id);
             for host in self.hosts.values_mut() {
-                host.compare(id, &identity.client_id);
+                host.compare_client_id(id, &identity.client_id);
             }
         }
         let deltas = self.desired.apply_identity(identity);
@@ -139,7 +145,7 @@ impl Index {
         self.step(deltas)
     }
 
-    /// An AzureAssignedIdentity exists and looks like this. What is older than what is known is ignored.
+    /// An AzureAssignedIdentity exists and looks like this. A version that is older than the known one is ignored.
     pub(crate) fn apply_object(&mut self, mut object: AssignedObject) -> Effects {
         let key = object.key.clone();
         if self
@@ -149,20 +155,20 @@ impl Index {
         {
             return Effects::default();
         }
-        object.share(&mut self.desired);
+        object.intern(&mut self.desired);
         let key = object.key.clone();
         let mut effects = Effects::default();
         effects.keys.insert(object.assignment.clone());
-        let listed = self.by_key.entry(object.assignment.clone());
-        // There is hardly ever a second.
-        let listed = listed.or_insert_with(|| Vec::with_capacity(1));
-        if !listed.contains(&key) {
-            listed.push(key.clone());
+        let known = self.objects_by_assignment.entry(object.assignment.clone());
+        // A second object is very rare.
+        let known = known.or_insert_with(|| Vec::with_capacity(1));
+        if !known.contains(&key) {
+            known.push(key.clone());
         }
         if let Some(old) = self.objects.insert(key.clone(), object)
-            && !self.still_named(&old, &key)
+            && !self.is_same_assignment(&old, &key)
         {
-            effects.extend(self.unlist(&old.assignment, &key));
+            effects.extend(self.remove_from_assignment(&old.assignment, &key));
         }
         effects
     }
@@ -170,30 +176,32 @@ impl Index {
     /// An AzureAssignedIdentity is gone.
     pub(crate) fn delete_object(&mut self, key: &ObjectKey) -> Effects {
         match self.objects.remove(key) {
-            Some(old) => self.unlist(&old.assignment, key),
+            Some(old) => self.remove_from_assignment(&old.assignment, key),
             None => Effects::default(),
         }
     }
 
     /// The objects that show an assignment.
     pub(crate) fn objects_of(&self, key: &AssignmentKey) -> Vec<&AssignedObject> {
-        let keys = self.by_key.get(key).into_iter().flatten();
+        let keys = self.objects_by_assignment.get(key).into_iter().flatten();
         keys.filter_map(|key| self.objects.get(key)).collect()
     }
 
-    /// Every assignment that must exist or is shown by an object.
+    /// Every assignment that must exist or that an object shows.
     pub(crate) fn all_keys(&self) -> BTreeSet<AssignmentKey> {
         let wanted = self.desired.assignments().map(Assignment::key);
-        wanted.chain(self.by_key.keys().cloned()).collect()
+        wanted
+            .chain(self.objects_by_assignment.keys().cloned())
+            .collect()
     }
 
-    /// The identities whose condition does not say that they work.
+    /// The AzureIdentities whose condition is not `True`.
     pub(crate) fn not_ready(&self) -> BTreeSet<ObjectKey> {
         let all = self.identities.keys().chain(self.malformed.keys());
         all.filter(|key| !self.is_ready(key)).cloned().collect()
     }
 
-    /// Whether an identity's condition says that it works, as its object is now.
+    /// Whether an AzureIdentity's condition is `True` for its present generation.
     pub(crate) fn is_ready(&self, identity: &ObjectKey) -> bool {
         let meta = self.identities.get(identity);
         meta.is_some_and(|meta| {
@@ -202,7 +210,7 @@ impl Index {
         })
     }
 
-    /// Why an identity is not on a host yet.
+    /// Why an identity is not on a host yet, where there is a reason.
     pub(crate) fn reason<'a>(
         &'a self,
         host: &'a Host,
@@ -213,39 +221,73 @@ impl Index {
         refused.or_else(|| trouble.map(|trouble| (trouble.fault, trouble.text.as_str())))
     }
 
-    /// The identity is refused no more: whoever waits for it goes on.
+    /// Wakes the workers of all hosts that need the identity, because it is not refused any more.
     pub(crate) fn wake_hosts_of(&self, id: &ResourceId) {
         let hosts = self.hosts.values();
         hosts
-            .filter(|host| host.wanted.contains_key(id))
+            .filter(|host| host.is_wanted(id))
             .for_each(|host| host.wake.notify_one());
     }
 
-    /// What was recorded of a host by whoever led before.
+    /// The ownership record of a host that the last leader left.
     pub(crate) fn recall(&mut self, host: HostKey, owned: Owned) -> Effects {
         let mut effects = Effects::default();
         let host = self.host(Arc::new(host), &mut effects);
-        host.owned = owned.clone();
-        host.recorded = owned;
+        host.recall(owned);
         effects
     }
 
-    /// What is known of Azure may be outdated: another led meanwhile.
+    /// Forgets what is known of Azure, because another replica may have led meanwhile.
     pub(crate) fn invalidate(&mut self) {
         self.quarantine = Quarantine::default();
         self.client_id_answers.clear();
         for host in self.hosts.values_mut() {
-            host.owned.clear();
-            host.recorded.clear();
             host.invalidate();
         }
     }
 
-    /// Names that were seen and are not in a complete list.
+    /// Nodes that are known and not in a complete list.
     pub(crate) fn missing_nodes(&self, listed: &BTreeSet<ObjectKey>) -> Vec<Arc<str>> {
         let listed: HashSet<&str> = listed.iter().map(|key| &*key.name).collect();
         let gone = self.node_names.iter().filter(|n| !listed.contains(&***n));
         gone.cloned().collect()
+    }
+
+    /// Decides what to do next on a host and commits the decision; `None` when the host is retired with it.
+    pub(crate) fn next_action(
+        &mut self,
+        key: &HostKey,
+        now: Instant,
+        config: &Config,
+    ) -> Option<Action> {
+        let Self {
+            desired,
+            hosts,
+            quarantine,
+            node_names,
+            ..
+        } = self;
+        let host = hosts.get_mut(key)?;
+        let decision = host.decide(&Surroundings {
+            now,
+            config,
+            quarantine,
+            client_id: &|who| client_id_of(desired, who),
+            // A node's object may be deleted while its pods run on; the node may be on this host.
+            may_be_needed: &|id| {
+                let mut unplaced = desired.unplaced();
+                unplaced.any(|assignment| {
+                    !node_names.contains(&assignment.node)
+                        && assignment.identity.resource_id() == Some(id)
+                })
+            },
+        });
+        let action = host.commit(decision, now, quarantine);
+        if action == Action::Retire {
+            hosts.remove(key);
+            return None;
+        }
+        Some(action)
     }
 
     fn retry_now(&mut self, id: &ResourceId) {
@@ -255,17 +297,17 @@ impl Index {
         }
     }
 
-    fn still_named(&self, old: &AssignedObject, key: &ObjectKey) -> bool {
+    fn is_same_assignment(&self, old: &AssignedObject, key: &ObjectKey) -> bool {
         self.objects
             .get(key)
             .is_some_and(|new| new.assignment == old.assignment)
     }
 
-    fn unlist(&mut self, assignment: &AssignmentKey, key: &ObjectKey) -> Effects {
-        if let Some(keys) = self.by_key.get_mut(assignment) {
+    fn remove_from_assignment(&mut self, assignment: &AssignmentKey, key: &ObjectKey) -> Effects {
+        if let Some(keys) = self.objects_by_assignment.get_mut(assignment) {
             keys.retain(|known| known != key);
             if keys.is_empty() {
-                self.by_key.remove(assignment);
+                self.objects_by_assignment.remove(assignment);
             }
         }
         Effects {
@@ -279,8 +321,8 @@ impl Index {
         let mut effects = Effects::default();
         for Delta { before, after } in deltas {
             let (old, new) = (
-                before.as_ref().and_then(place),
-                after.as_ref().and_then(place),
+                before.as_ref().and_then(placement),
+                after.as_ref().and_then(placement),
             );
             for assignment in before.iter().chain(after.iter()) {
                 effects.keys.insert(assignment.key());
@@ -288,7 +330,7 @@ impl Index {
             if old == new {
                 continue;
             }
-            // The new one first, so that an identity that stays on the host is never seen as unwanted.
+            // The new assignment comes first, so that an identity that stays on the host is never unwanted between.
             if let (Some((host, id)), Some(after)) = (new, &after) {
                 let host = self.host(host.clone(), &mut effects);
                 host.want(id, after.key(), now);
@@ -310,8 +352,8 @@ impl Index {
     }
 }
 
-/// The host and the identity that an assignment needs there.
-fn place(assignment: &Assignment) -> Option<(&Arc<HostKey>, &ResourceId)> {
+/// The host of an assignment and the identity that it needs there.
+fn placement(assignment: &Assignment) -> Option<(&Arc<HostKey>, &ResourceId)> {
     Some((
         assignment.host.as_ref()?,
         assignment.identity.resource_id()?,

@@ -1,8 +1,17 @@
-//! The terms of a leader: nothing is done before it leads, has seen complete lists, and has read what podid attached.
+//! Leader election, as the controller sees it: when this replica may act.
+//!
+//! `podid_cluster::lease` says whether this replica holds the Lease; [`crate::Mic::run`] starts [`serve`], which makes the context ready and
+//! not ready. It guards Azure from a replica that knows too little:
+//!
+//! ```text
+//!   complete lists of all watches ─► wait for the Lease ─► read the ownership records ─► ready: workers and writers act
+//!                                          ▲                                                   │
+//!                                          └────────────── Lease lost: not ready, queue cleared ┘
+//! ```
 
-use podid_cluster::error_text::describe;
 use std::sync::Arc;
 
+use podid_cluster::error_text::describe;
 use tokio::sync::watch::Receiver;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -10,16 +19,16 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::watches::WatchStatuses;
 
-/// Keeps `ready` true through every term, until shutdown.
+/// Keeps the context ready while this replica leads, until shutdown.
 pub(crate) async fn serve(
     context: Arc<Context>,
     mut leading: Receiver<bool>,
     watch_statuses: WatchStatuses,
     shutdown: CancellationToken,
 ) {
-    let term = async {
-        for (_, mut health) in watch_statuses {
-            if health.wait_for(|health| health.synced).await.is_err() {
+    let leading_terms = async {
+        for (_, mut status) in watch_statuses {
+            if status.wait_for(|status| status.synced).await.is_err() {
                 return;
             }
         }
@@ -39,22 +48,22 @@ pub(crate) async fn serve(
     };
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = term => shutdown.cancelled().await,
+        () = leading_terms => shutdown.cancelled().await,
     }
     context.ready.send_replace(false);
 }
 
-/// Reads the records and begins to act.
+/// Reads the ownership records and makes the context ready.
 async fn begin(context: &Context) {
-    let mut said = String::new();
+    let mut last_error = String::new();
     let records = loop {
         match context.records.load().await {
             Ok(records) => break records,
             Err(error) => {
                 let text = describe(&error);
-                if said != text {
+                if last_error != text {
                     tracing::warn!(reason = %text, "the records of what podid attached cannot be read; check that RBAC allows list of configmaps; retried");
-                    said = text;
+                    last_error = text;
                 }
                 sleep(context.config.retry_interval).await;
             }
@@ -68,12 +77,12 @@ async fn begin(context: &Context) {
     let all = context.index.lock().all_keys();
     tracing::info!(assignments = all.len(), "leading");
     context.enqueue(all);
-    context.type_upgrade.begin();
-    let doubtful = context.index.lock().not_ready();
-    context.recheck_conditions(doubtful);
+    context.type_upgrade.on_leading();
+    let not_ready = context.index.lock().not_ready();
+    context.recheck_conditions(not_ready);
 }
 
-/// Looks at every object again now and then, until shutdown.
+/// Resync: puts every assignment into the queue at every sync interval, until shutdown.
 pub(crate) async fn resync(context: Arc<Context>, shutdown: CancellationToken) {
     loop {
         tokio::select! {

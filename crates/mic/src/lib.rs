@@ -16,6 +16,7 @@ mod health;
 mod host;
 mod index;
 mod leadership;
+mod meta;
 mod metrics;
 mod report;
 mod type_upgrade;

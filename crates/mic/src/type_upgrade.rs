@@ -1,4 +1,7 @@
-//! The type upgrade: objects in the capitalised spelling of older versions are brought to today's, in place.
+//! Type upgrade: rewrites objects that have the capitalised field names of old versions of AAD Pod Identity, in place.
+//!
+//! The watches report what they find ([`TypeUpgrade::on_seen`]); [`crate::Mic::run`] starts [`keep`], which rewrites while this replica
+//! leads. Objects in the old spelling work before that, too.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,82 +21,89 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 
-/// Somebody who applies the old spelling again and again is not followed faster than this.
+/// An object is rewritten at most once in 10 minutes: a tool that applies the old spelling again and again must not cause a storm of
+/// writes.
 const REWRITE_COOLDOWN: Duration = Duration::from_secs(600);
-/// How often what could not be written is tried again.
-const RETRY: Duration = Duration::from_secs(30);
+/// What could not be written is tried again after 30 seconds.
+const RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// An object: its kind, the plural of that, and its key.
-type Which = (&'static str, &'static str, ObjectKey);
+/// An object: its kind, the plural of the kind, and its key.
+type LegacyObject = (&'static str, &'static str, ObjectKey);
 
-/// Objects in the old spelling.
+/// The objects in the old spelling.
 #[derive(Default)]
 pub(crate) struct TypeUpgrade {
-    found: Mutex<BTreeSet<Which>>,
-    news: Notify,
+    found: Mutex<BTreeSet<LegacyObject>>,
+    added: Notify,
 }
 
 impl TypeUpgrade {
-    /// The object was seen; `old` says how it is spelt.
-    pub(crate) fn saw(&self, kind: &'static str, plural: &'static str, key: &ObjectKey, old: bool) {
-        let which = (kind, plural, key.clone());
-        if !old {
-            self.found.lock().remove(&which);
-        } else if self.found.lock().insert(which) {
-            self.news.notify_one();
+    /// A watch has seen an object; `is_legacy` says whether it has the old spelling.
+    pub(crate) fn on_seen(
+        &self,
+        kind: &'static str,
+        plural: &'static str,
+        key: &ObjectKey,
+        is_legacy: bool,
+    ) {
+        let object = (kind, plural, key.clone());
+        if !is_legacy {
+            self.found.lock().remove(&object);
+        } else if self.found.lock().insert(object) {
+            self.added.notify_one();
         }
     }
 
-    /// A leader looks at everything that was found meanwhile.
-    pub(crate) fn begin(&self) {
-        self.news.notify_one();
+    /// A new leader rewrites everything that was found meanwhile.
+    pub(crate) fn on_leading(&self) {
+        self.added.notify_one();
     }
 }
 
-/// Rewrites what is found while this replica leads, until shutdown.
+/// Rewrites the found objects while this replica leads, until shutdown.
 pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
-    let mut done: HashMap<Which, Instant> = HashMap::new();
-    let mut said = String::new();
+    let mut done: HashMap<LegacyObject, Instant> = HashMap::new();
+    let mut last_error = String::new();
     loop {
         let found = context.type_upgrade.found.lock().clone();
-        for which in found.iter().filter(|_| context.is_ready()) {
+        for object in found.iter().filter(|_| context.is_ready()) {
             if done
-                .get(which)
+                .get(object)
                 .is_some_and(|at| at.elapsed() < REWRITE_COOLDOWN)
             {
                 continue;
             }
             let rewritten = tokio::select! {
                 () = shutdown.cancelled() => return,
-                rewritten = rewrite(&context, which) => rewritten,
+                rewritten = rewrite(&context, object) => rewritten,
             };
             match rewritten {
                 Ok(()) => {
-                    said.clear();
-                    context.type_upgrade.found.lock().remove(which);
-                    done.insert(which.clone(), Instant::now());
+                    last_error.clear();
+                    context.type_upgrade.found.lock().remove(object);
+                    done.insert(object.clone(), Instant::now());
                 }
-                Err(error) => complain(&mut said, which, &error),
+                Err(error) => log_once(&mut last_error, object, &error),
             }
         }
         done.retain(|_, at| at.elapsed() < REWRITE_COOLDOWN);
         let left = !context.type_upgrade.found.lock().is_empty();
         let again = async {
             if left {
-                sleep(RETRY).await;
+                sleep(RETRY_DELAY).await;
             } else {
                 std::future::pending::<()>().await;
             }
         };
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = context.type_upgrade.news.notified() => {}
+            () = context.type_upgrade.added.notified() => {}
             () = again => {}
         }
     }
 }
 
-async fn rewrite(context: &Context, (kind, plural, key): &Which) -> Result<(), Error> {
+async fn rewrite(context: &Context, (kind, plural, key): &LegacyObject) -> Result<(), Error> {
     let version = GroupVersionKind::gvk(GROUP, VERSION, kind);
     let resource = ApiResource::from_gvk_with_plural(&version, plural);
     let api: Api<DynamicObject> =
@@ -111,12 +121,12 @@ async fn rewrite(context: &Context, (kind, plural, key): &Which) -> Result<(), E
     Ok(())
 }
 
-fn complain(said: &mut String, (kind, _, key): &Which, error: &Error) {
+fn log_once(last_error: &mut String, (kind, _, key): &LegacyObject, error: &Error) {
     let reason = describe(error);
-    // Somebody else was faster: the watch brings what they did.
-    if matches!(error, Error::Api(status) if status.code == 409) || *said == reason {
+    // Somebody else has changed the object since; the watch brings the new version.
+    if matches!(error, Error::Api(status) if status.code == 409) || *last_error == reason {
         return;
     }
     tracing::warn!(%kind, object = %key, %reason, "the object keeps the older spelling of its fields, which is read too; check that RBAC allows get and patch; retried");
-    *said = reason;
+    *last_error = reason;
 }

@@ -1,4 +1,7 @@
-//! What is watched, a few fields of each object, and how it enters the index.
+//! Watches (informers, reflectors): the objects of the API server that the controller follows, and how each event enters the index.
+//!
+//! [`crate::Mic::run`] starts them before this replica leads, so that a new leader knows the cluster already. Only a few fields of each
+//! object are read, to save memory. An object that cannot be read counts as absent, and stops no watch.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -21,13 +24,13 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::assigned::{AssignedObject, WatchedAssignedIdentity};
+use crate::assigned::object::{AssignedObject, WatchedAssignedIdentity};
 use crate::context::Context;
-use crate::index::{Effects, Index, Meta};
-use crate::report::conditions::Condition;
+use crate::index::{Effects, Index};
+use crate::meta::{Condition, Meta};
 use crate::report::events;
 
-/// A pod, without what is not needed.
+/// The fields of a Pod that are needed.
 #[derive(kube::Resource, Debug, Clone, Deserialize)]
 #[resource(inherit = "Pod")]
 struct WatchedPod {
@@ -51,7 +54,7 @@ struct WatchedPodStatus {
     phase: Option<String>,
 }
 
-/// A node, without what is not needed.
+/// The fields of a Node that are needed.
 #[derive(kube::Resource, Debug, Clone, Deserialize)]
 #[resource(inherit = "Node")]
 struct WatchedNode {
@@ -77,7 +80,7 @@ struct WatchedIdentity {
     status: serde_json::Value,
 }
 
-/// How a watch is doing, by kind.
+/// The state of each watch, by kind.
 pub(crate) type WatchStatuses = Vec<(&'static str, tokio::sync::watch::Receiver<WatchStatus>)>;
 
 /// Starts all watches.
@@ -202,10 +205,10 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
             let mut identity = AzureIdentity::new("", seen.spec);
             identity.metadata = seen.metadata;
             let key = key(&identity);
-            let old = identity.spec.is_legacy();
+            let is_legacy = identity.spec.is_legacy();
             context
                 .type_upgrade
-                .saw("AzureIdentity", "azureidentities", &key, old);
+                .on_seen("AzureIdentity", "azureidentities", &key, is_legacy);
             let meta = Meta {
                 condition: Condition::read(&seen.status),
                 ..meta(&identity)
@@ -237,8 +240,10 @@ fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
     match change {
         Change::Applied(binding) => {
             let (kind, plural) = ("AzureIdentityBinding", "azureidentitybindings");
-            let old = binding.spec.is_legacy();
-            context.type_upgrade.saw(kind, plural, &key(&binding), old);
+            let is_legacy = binding.spec.is_legacy();
+            context
+                .type_upgrade
+                .on_seen(kind, plural, &key(&binding), is_legacy);
             match binding.facts() {
                 Ok(facts) => {
                     let meta = meta(&binding);
@@ -257,12 +262,14 @@ fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
     }
 }
 
-/// The controller needs exceptions only to bring them to today's spelling.
+/// The controller needs AzurePodIdentityExceptions for the type upgrade only.
 fn exceptions(context: &Context, change: Change<AzurePodIdentityException>) {
     if let Change::Applied(seen) = change {
         let (kind, plural) = ("AzurePodIdentityException", "azurepodidentityexceptions");
-        let old = !seen.spec.legacy_pod_labels.is_empty();
-        context.type_upgrade.saw(kind, plural, &key(&seen), old);
+        let is_legacy = !seen.spec.legacy_pod_labels.is_empty();
+        context
+            .type_upgrade
+            .on_seen(kind, plural, &key(&seen), is_legacy);
     }
 }
 
@@ -287,7 +294,7 @@ fn objects(context: &Context, change: Change<WatchedAssignedIdentity>) {
     }
 }
 
-/// An object that the API server accepted and that cannot be used counts as gone.
+/// An object that the API server has accepted and podid cannot use counts as absent.
 fn malformed<K: Resource<DynamicType = ()>>(
     context: &Context,
     object: &K,
@@ -298,8 +305,8 @@ fn malformed<K: Resource<DynamicType = ()>>(
     tracing::warn!(%kind, object = %name, reason = %error, "object is malformed and counts as absent");
     if context.is_ready() {
         let uid = object.uid().unwrap_or_default();
-        let note = events::of_malformed(&kind, &name, &uid, error.to_string());
-        context.record_event(note);
+        let event = events::of_malformed(&kind, &name, &uid, error.to_string());
+        context.record_event(event);
     }
     context.update(|index| delete(index, &name));
 }

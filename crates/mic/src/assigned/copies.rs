@@ -1,4 +1,9 @@
-//! The copies of AzureIdentity and AzureIdentityBinding inside an AzureAssignedIdentity.
+//! The embedded copies of AzureIdentity and AzureIdentityBinding inside an AzureAssignedIdentity.
+//!
+//! [`super::reconcile`] renders them and [`super::object`] parses them. The node agents of AAD Pod Identity read the copies, so that
+//! they keep its format.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use podid_api::BEHAVIOR_ANNOTATION;
 use podid_api::assigned::AzureAssignedIdentitySpec;
@@ -7,9 +12,28 @@ use podid_api::identity::AzureIdentity;
 use podid_policy::facts::{BindingFacts, IdentityFacts, IdentitySource};
 use serde_json::{Value, json};
 
-/// Both copies in today's spelling. What does not apply is `null`, so that a merge patch clears it.
-pub(crate) fn render(identity: &IdentityFacts, binding: &BindingFacts) -> (Value, Value) {
-    (identity_copy(identity), binding_copy(binding))
+/// Both copies as JSON.
+pub(crate) struct Copies {
+    pub(crate) identity: Value,
+    pub(crate) binding: Value,
+}
+
+impl Copies {
+    /// Renders both in today's spelling. A field that does not apply is `null`, so that a merge patch removes it.
+    pub(crate) fn render(identity: &IdentityFacts, binding: &BindingFacts) -> Self {
+        Self {
+            identity: identity_copy(identity),
+            binding: binding_copy(binding),
+        }
+    }
+
+    /// A hash of both that is compared within this process only.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.identity.to_string().hash(&mut hasher);
+        self.binding.to_string().hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 fn identity_copy(identity: &IdentityFacts) -> Value {
@@ -68,7 +92,7 @@ fn binding_copy(binding: &BindingFacts) -> Value {
     })
 }
 
-/// What the copies say; `None` when they cannot be read.
+/// Parses both copies; `None` when one of them cannot be read.
 pub(crate) fn parse(spec: &AzureAssignedIdentitySpec) -> Option<(IdentityFacts, BindingFacts)> {
     let identity = spec.azure_identity_ref.clone().map(without_nulls)?;
     let binding = spec.azure_binding_ref.clone().map(without_nulls)?;

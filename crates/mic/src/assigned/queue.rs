@@ -1,4 +1,8 @@
-//! Which assignments' objects must be looked at: each once at a time, a failed one again after a growing wait.
+//! The work queue of assignments whose objects must be looked at, with back-off: each key is handed out once at a time, and a failed
+//! one again after a growing wait.
+//!
+//! The index's effects and the hosts' workers add keys, the writers ([`super::writer`]) take them. It guards against two writers on
+//! one object and against a write that fails at full speed.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -8,116 +12,121 @@ use podid_policy::desired::AssignmentKey;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The longest wait of a failed one, in units of the retry interval.
+/// The longest back-off of a failed key, in retry intervals (2 minutes by default).
 const MAX_BACKOFF: u32 = 120;
 
 #[derive(Default)]
 struct Inner {
+    /// What may be handed out, in order.
     ready: VecDeque<AssignmentKey>,
     /// What is in `ready`.
-    listed: HashSet<AssignmentKey>,
-    busy: HashSet<AssignmentKey>,
-    /// Busy ones that must be looked at again.
-    again: HashSet<AssignmentKey>,
-    later: BTreeMap<(Instant, u64), AssignmentKey>,
+    queued: HashSet<AssignmentKey>,
+    /// What is handed out and not done yet.
+    in_progress: HashSet<AssignmentKey>,
+    /// What was added while it was in progress, and is handed out again afterwards.
+    added_meanwhile: HashSet<AssignmentKey>,
+    /// What failed, by the time of its next attempt; the number tells apart keys of the same time.
+    delayed: BTreeMap<(Instant, u64), AssignmentKey>,
+    /// How often each key has failed in a row.
     failures: HashMap<AssignmentKey, u32>,
     counter: u64,
 }
 
-/// The queue.
+/// The work queue.
 pub(crate) struct Queue {
     inner: Mutex<Inner>,
-    news: Notify,
-    unit: Duration,
+    added: Notify,
+    retry_interval: Duration,
 }
 
 impl Queue {
-    pub(crate) fn new(unit: Duration) -> Self {
+    pub(crate) fn new(retry_interval: Duration) -> Self {
         Self {
             inner: Mutex::default(),
-            news: Notify::new(),
-            unit,
+            added: Notify::new(),
+            retry_interval,
         }
     }
 
+    /// Adds keys; one that is queued already is not queued twice.
     pub(crate) fn add(&self, keys: impl IntoIterator<Item = AssignmentKey>) {
         let mut inner = self.inner.lock();
         for key in keys {
             inner.push(key);
         }
         drop(inner);
-        self.news.notify_one();
+        self.added.notify_one();
     }
 
-    /// Forgets everything that waits: another leads.
+    /// Forgets everything that waits, because another replica leads.
     pub(crate) fn clear(&self) {
         let mut inner = self.inner.lock();
-        let busy = std::mem::take(&mut inner.busy);
+        let in_progress = std::mem::take(&mut inner.in_progress);
         *inner = Inner {
-            busy,
+            in_progress,
             ..Inner::default()
         };
     }
 
-    /// The next one to look at. It must be given back to [`Queue::done`].
+    /// Waits for the next key. [`Queue::done`] must be called for it.
     pub(crate) async fn next(&self) -> AssignmentKey {
         loop {
             let due = {
                 let mut inner = self.inner.lock();
-                inner.ripen(Instant::now());
+                inner.release_due(Instant::now());
                 if let Some(key) = inner.ready.pop_front() {
-                    inner.listed.remove(&key);
-                    inner.busy.insert(key.clone());
+                    inner.queued.remove(&key);
+                    inner.in_progress.insert(key.clone());
                     if !inner.ready.is_empty() {
-                        self.news.notify_one();
+                        self.added.notify_one();
                     }
                     return key;
                 }
-                inner.later.keys().next().map(|(due, _)| *due)
+                inner.delayed.keys().next().map(|(due, _)| *due)
             };
             match due {
                 Some(due) => {
-                    let _ = tokio::time::timeout_at(due, self.news.notified()).await;
+                    let _ = tokio::time::timeout_at(due, self.added.notified()).await;
                 }
-                None => self.news.notified().await,
+                None => self.added.notified().await,
             }
         }
     }
 
-    /// The work on a key has ended.
-    pub(crate) fn done(&self, key: AssignmentKey, fine: bool) {
+    /// The work on a key has ended; a key that failed is handed out again after the back-off.
+    pub(crate) fn done(&self, key: AssignmentKey, succeeded: bool) {
         let mut inner = self.inner.lock();
-        inner.busy.remove(&key);
-        let again = inner.again.remove(&key);
-        if fine {
+        inner.in_progress.remove(&key);
+        let again = inner.added_meanwhile.remove(&key);
+        if succeeded {
             inner.failures.remove(&key);
         } else {
             let failures = inner.failures.entry(key.clone()).or_default();
             *failures += 1;
             let wait = (1u32 << (*failures - 1).min(16)).min(MAX_BACKOFF);
             inner.counter += 1;
-            let slot = (Instant::now() + self.unit * wait, inner.counter);
-            inner.later.insert(slot, key.clone());
+            let slot = (Instant::now() + self.retry_interval * wait, inner.counter);
+            inner.delayed.insert(slot, key.clone());
         }
         if again {
             inner.push(key);
         }
         drop(inner);
-        self.news.notify_one();
+        self.added.notify_one();
     }
 }
 
 impl Inner {
     fn push(&mut self, key: AssignmentKey) {
-        if self.busy.contains(&key) {
-            self.again.insert(key);
-        } else if self.listed.insert(key.clone()) {
+        if self.in_progress.contains(&key) {
+            self.added_meanwhile.insert(key);
+        } else if self.queued.insert(key.clone()) {
             self.ready.push_back(key);
         }
     }
 
-    fn ripen(&mut self, now: Instant) {
-        while let Some(entry) = self.later.first_entry() {
+    fn release_due(&mut self, now: Instant) {
+        while let Some(entry) = self.delayed.first_entry() {
             if entry.key().0 > now {
                 return;
             }
@@ -163,7 +172,7 @@ mod tests {
             queue.done(key, false);
             let key = queue.next().await;
             assert_eq!(at.elapsed().as_secs(), wait);
-            queue.inner.lock().busy.remove(&key);
+            queue.inner.lock().in_progress.remove(&key);
             queue.add([key]);
         }
     }

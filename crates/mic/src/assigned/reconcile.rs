@@ -1,156 +1,32 @@
-//! AzureAssignedIdentity objects: which must be made, changed or taken away, decided from the index.
+//! Reconcile the objects of one assignment: which AzureAssignedIdentity to create, patch or remove, decided from the index.
+//!
+//! The writers ([`super::writer`]) call [`decide`] for every key of the work queue. It guards two rules: an object stays until its
+//! identity has left the host, and nothing is written that is already so.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Arc;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::ResourceExt as _;
-use podid_api::ObjectError;
 use podid_api::assigned::{
-    AssignmentState, AzureAssignedIdentity, AzureAssignedIdentitySpec, AzureAssignedIdentityStatus,
-    FINALIZER, NODE_LABEL, SHARED_NAMESPACE, hashed_name, name,
+    AssignmentState, FINALIZER, NODE_LABEL, SHARED_NAMESPACE, hashed_name, name,
 };
-use podid_policy::desired::{Assignment, AssignmentKey, DesiredState};
+use podid_policy::desired::{Assignment, AssignmentKey};
 use podid_policy::facts::ObjectKey;
-use podid_policy::ids::ResourceId;
 use podid_policy::matching::Scope;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::assigned::copies;
+use crate::assigned::copies::{Copies, without_nulls};
+use crate::assigned::object::{AssignedObject, MAX_LABEL};
 use crate::config::Config;
 use crate::index::Index;
 
-/// A longer text in a status is cut.
+/// A message in a status is cut after 1,000 characters, so that Azure's long errors do not swell thousands of objects.
 const MAX_MESSAGE: usize = 1000;
-/// The longest value of a label.
-const MAX_LABEL: usize = 63;
 
-/// An AzureAssignedIdentity as it is watched.
-#[derive(kube::Resource, Debug, Clone, Deserialize)]
-#[resource(inherit = "AzureAssignedIdentity")]
-pub(crate) struct WatchedAssignedIdentity {
-    metadata: ObjectMeta,
-    #[serde(default)]
-    spec: AzureAssignedIdentitySpec,
-    #[serde(default)]
-    status: Option<WatchedStatus>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-struct WatchedStatus {
-    #[serde(default)]
-    status: String,
-    #[serde(default)]
-    message: String,
-}
-
-/// What is kept of an AzureAssignedIdentity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AssignedObject {
-    pub(crate) key: ObjectKey,
-    pub(crate) assignment: AssignmentKey,
-    version: Box<str>,
-    uid: Box<str>,
-    node: Arc<str>,
-    labelled: bool,
-    finalizer: bool,
-    other_finalizers: Box<[String]>,
-    deleting: bool,
-    state: AssignmentState,
-    message: Box<str>,
-    resource: Option<ResourceId>,
-    binding: Option<ObjectKey>,
-    fingerprint: u64,
-}
-
-impl AssignedObject {
-    /// Keeps the few fields that matter.
-    ///
-    /// # Errors
-    /// [`ObjectError`] names the field that is missing.
-    pub(crate) fn read(seen: WatchedAssignedIdentity) -> Result<Self, ObjectError> {
-        let status = seen.status.unwrap_or_default();
-        let object = AzureAssignedIdentity {
-            metadata: seen.metadata,
-            spec: seen.spec,
-            status: Some(AzureAssignedIdentityStatus {
-                status: status.status,
-                available_replicas: None,
-            }),
-        };
-        let facts = object.facts()?;
-        let copies = copies::parse(&object.spec);
-        let labelled = object.labels().get(NODE_LABEL) == Some(&facts.node);
-        let (ours, others): (Vec<_>, Vec<_>) = object
-            .finalizers()
-            .iter()
-            .cloned()
-            .partition(|name| name == FINALIZER);
-        Ok(Self {
-            assignment: AssignmentKey {
-                pod: facts.pod,
-                identity: facts.identity.name,
-            },
-            version: object.resource_version().unwrap_or_default().into(),
-            uid: object.uid().unwrap_or_default().into(),
-            labelled: labelled || facts.node.len() > MAX_LABEL,
-            node: facts.node.into(),
-            finalizer: !ours.is_empty(),
-            other_finalizers: others.into(),
-            deleting: facts.deleting,
-            state: facts.state,
-            message: status.message.into(),
-            resource: copies
-                .as_ref()
-                .and_then(|(identity, _)| identity.resource_id().cloned()),
-            binding: facts.binding,
-            fingerprint: copies.map_or(0, |(i, b)| fingerprint(&copies::render(&i, &b))),
-            key: facts.key,
-        })
-    }
-
-    /// Shares what the index knows too, as there may be very many objects.
-    pub(crate) fn share(&mut self, desired: &mut DesiredState) {
-        self.node = desired.intern(&self.node);
-        self.key.namespace = desired.intern(&self.key.namespace);
-        if let Some(binding) = &mut self.binding {
-            binding.namespace = desired.intern(&binding.namespace);
-            binding.name = desired.intern(&binding.name);
-        }
-        let Some(known) = desired.get(&self.assignment) else {
-            let pod = &mut self.assignment.pod;
-            pod.namespace = desired.intern(&pod.namespace);
-            self.assignment.identity = desired.intern(&self.assignment.identity);
-            return;
-        };
-        self.assignment = known.key();
-        let resource = known.identity.resource_id();
-        if self.resource.as_ref() == resource {
-            self.resource = resource.cloned();
-        }
-    }
-
-    /// The node that it shows.
-    pub(crate) fn node(&self) -> &str {
-        &self.node
-    }
-
-    /// Whether this is a later state of the object than `other`. Versions that are not numbers tell nothing.
-    pub(crate) fn is_newer_than(&self, other: &AssignedObject) -> bool {
-        let number = |object: &AssignedObject| object.version.parse::<u64>().ok();
-        self.uid == other.uid && number(self) > number(other) && number(other).is_some()
-    }
-}
-
-/// A write to an object.
+/// A write to an AzureAssignedIdentity.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ObjectWrite {
-    /// Make it.
+    /// Create the object with this body.
     Create(ObjectKey, Value),
-    /// Change what differs.
+    /// Send this merge patch, which has what differs.
     Patch(ObjectKey, Value),
-    /// Drop the finalizer where it is set, then delete it unless that is under way.
+    /// Send the patch that removes the finalizer, then delete the object unless that is under way.
     Remove {
         key: ObjectKey,
         uid: String,
@@ -159,16 +35,16 @@ pub(crate) enum ObjectWrite {
     },
 }
 
-/// What the writes amount to, for Events.
+/// What the Event on a binding says once the writes are done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BindingEvent {
     /// The pod can use the identity from now on.
     Applied { binding: ObjectKey, node: String },
-    /// The pod can use it no longer.
+    /// The pod cannot use the identity any more.
     Removed { binding: ObjectKey, node: String },
 }
 
-/// Decides what to write for one assignment.
+/// Decides what to write for one assignment, and which Event follows.
 pub(crate) fn decide(
     index: &mut Index,
     key: &AssignmentKey,
@@ -176,59 +52,59 @@ pub(crate) fn decide(
 ) -> (Vec<ObjectWrite>, Option<BindingEvent>) {
     let objects: Vec<AssignedObject> = index.objects_of(key).into_iter().cloned().collect();
     match index.desired.get(key).cloned() {
-        Some(assignment) => keep(index, &assignment, &objects, config.scope),
+        Some(assignment) => keep_one(index, &assignment, &objects, config.scope),
         None => {
-            let mut news = None;
-            let mut steps = Vec::new();
+            let mut event = None;
+            let mut writes = Vec::new();
             for object in objects.iter().filter(|object| !hold(index, object, config)) {
-                steps.push(remove(object));
+                writes.push(remove(object));
                 let binding = object.binding.clone();
-                news = news.or(binding.map(|binding| BindingEvent::Removed {
+                event = event.or(binding.map(|binding| BindingEvent::Removed {
                     binding,
                     node: object.node.to_string(),
                 }));
             }
-            (steps, news)
+            (writes, event)
         }
     }
 }
 
-fn keep(
+fn keep_one(
     index: &Index,
     assignment: &Assignment,
     objects: &[AssignedObject],
     scope: Scope,
 ) -> (Vec<ObjectWrite>, Option<BindingEvent>) {
-    let home = home(index, assignment, scope);
+    let home = object_key(index, assignment, scope);
     let kept = objects
         .iter()
         .filter(|object| !object.deleting)
         .min_by_key(|object| (object.key != home, &object.key));
-    let mut steps: Vec<ObjectWrite> = objects
+    let mut writes: Vec<ObjectWrite> = objects
         .iter()
         .filter(|object| kept.is_none_or(|kept| kept.key != object.key))
         .map(remove)
         .collect();
-    let (state, message) = state(index, assignment, kept);
-    let assigned = state == AssignmentState::Assigned
+    let (state, message) = state_of(index, assignment, kept);
+    let is_assigned_now = state == AssignmentState::Assigned
         && kept.is_none_or(|o| o.state != AssignmentState::Assigned);
-    let step = match kept {
+    let write = match kept {
         Some(object) => change(assignment, object, state, &message),
-        // An object of this name is still going away: its end brings us back here.
+        // An object of this name is still being deleted; the watch tells when it is gone, which leads here again.
         None if objects.iter().any(|object| object.key == home) => None,
         None => Some(create(assignment, home, state, &message)),
     };
-    let news = step.is_some() && assigned;
-    steps.extend(step);
-    let news = news.then(|| BindingEvent::Applied {
+    let is_news = write.is_some() && is_assigned_now;
+    writes.extend(write);
+    let event = is_news.then(|| BindingEvent::Applied {
         binding: assignment.binding.key.clone(),
         node: assignment.node.to_string(),
     });
-    (steps, news)
+    (writes, event)
 }
 
-/// Where the object lives: beside its identity where matching is namespaced, else in one namespace for all.
-fn home(index: &Index, assignment: &Assignment, scope: Scope) -> ObjectKey {
+/// The namespace and name of the object: in the namespace of its identity where matching is namespaced, else in one for all.
+fn object_key(index: &Index, assignment: &Assignment, scope: Scope) -> ObjectKey {
     let identity = &assignment.identity;
     let namespace = if scope == Scope::Namespaced || identity.namespaced {
         &identity.key.namespace
@@ -244,8 +120,8 @@ fn home(index: &Index, assignment: &Assignment, scope: Scope) -> ObjectKey {
     usual
 }
 
-/// How far the assignment is, and why not further.
-fn state(
+/// The state that the object must show, and the reason while the identity is not on the host.
+fn state_of(
     index: &Index,
     assignment: &Assignment,
     object: Option<&AssignedObject>,
@@ -271,7 +147,7 @@ fn state(
                 text.chars().take(MAX_MESSAGE).collect(),
             )
         }
-        // Not known: what the object says stands, unless it shows another identity or another host.
+        // Not known yet: what the object says stays, unless it shows another identity or another node.
         None => {
             match object.filter(|o| o.resource.as_ref() == Some(id) && o.node == assignment.node) {
                 Some(object) if object.state == AssignmentState::Assigned => {
@@ -290,7 +166,7 @@ fn create(
     state: AssignmentState,
     message: &str,
 ) -> ObjectWrite {
-    let (identity, binding) = copies::render(&assignment.identity, &assignment.binding);
+    let copies = Copies::render(&assignment.identity, &assignment.binding);
     let mut status = json!({ "status": state.name(), "availableReplicas": 1 });
     if !message.is_empty() {
         status["message"] = json!(message);
@@ -300,8 +176,8 @@ fn create(
         "kind": "AzureAssignedIdentity",
         "metadata": { "namespace": &*home.namespace, "name": &*home.name, "finalizers": [FINALIZER] },
         "spec": {
-            "azureIdentityRef": copies::without_nulls(identity),
-            "azureBindingRef": copies::without_nulls(binding),
+            "azureIdentityRef": without_nulls(copies.identity),
+            "azureBindingRef": without_nulls(copies.binding),
             "pod": &*assignment.pod.name,
             "podNamespace": &*assignment.pod.namespace,
             "nodename": &*assignment.node,
@@ -315,7 +191,7 @@ fn create(
     ObjectWrite::Create(home, body)
 }
 
-/// A merge patch of what differs, if anything does.
+/// A merge patch with what differs; `None` when nothing does.
 fn change(
     assignment: &Assignment,
     object: &AssignedObject,
@@ -338,10 +214,10 @@ fn change(
         let label = json!({ NODE_LABEL: &*assignment.node });
         metadata.insert("labels".to_owned(), label);
     }
-    let copies = copies::render(&assignment.identity, &assignment.binding);
-    if fingerprint(&copies) != object.fingerprint {
-        spec.insert("azureIdentityRef".to_owned(), copies.0);
-        spec.insert("azureBindingRef".to_owned(), copies.1);
+    let copies = Copies::render(&assignment.identity, &assignment.binding);
+    if copies.fingerprint() != object.fingerprint {
+        spec.insert("azureIdentityRef".to_owned(), copies.identity);
+        spec.insert("azureBindingRef".to_owned(), copies.binding);
     }
     if !spec.is_empty() {
         body.insert("spec".to_owned(), Value::Object(spec));
@@ -374,8 +250,8 @@ fn remove(object: &AssignedObject) -> ObjectWrite {
     }
 }
 
-/// Whether an object that shows an assignment of the past must stay because its identity is still to leave the host. Then the
-/// host's worker asks again once it has. An object that somebody deletes is let go: what podid attached is recorded apart.
+/// Whether an object of an assignment of the past must stay because its identity is still to leave the host. The host's worker puts
+/// the assignment into the queue again once it has. An object that somebody deletes may go: the ownership record is kept apart.
 fn hold(index: &mut Index, object: &AssignedObject, config: &Config) -> bool {
     if object.deleting {
         return false;
@@ -389,17 +265,9 @@ fn hold(index: &mut Index, object: &AssignedObject, config: &Config) -> bool {
     let Some(host) = index.hosts.get_mut(&host) else {
         return false;
     };
-    let held = host.will_detach(id, &config.immutable);
-    if held {
-        let waiting = host.held.entry(id.clone()).or_default();
-        waiting.insert(object.assignment.clone());
+    let must_stay = host.will_detach(id, &config.immutable);
+    if must_stay {
+        host.hold_until_detached(id, object.assignment.clone());
     }
-    held
-}
-
-fn fingerprint(copies: &(Value, Value)) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    copies.0.to_string().hash(&mut hasher);
-    copies.1.to_string().hash(&mut hasher);
-    hasher.finish()
+    must_stay
 }

@@ -1,95 +1,99 @@
-//! Carries out what [`crate::assigned`] decides: writes little, and learns from the answers at once.
+//! The writers of AzureAssignedIdentities: tasks that take keys from the work queue and write what [`super::reconcile`] decides.
+//!
+//! [`crate::Mic::run`] starts as many as the configuration says, which limits the concurrency of writes. The API server's answers go
+//! into the index at once, so that the next decision does not depend on how late the watch is.
 
-use podid_cluster::error_text::describe;
 use std::sync::Arc;
 
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Error};
+use podid_cluster::error_text::describe;
 use podid_policy::desired::AssignmentKey;
 use podid_policy::facts::ObjectKey;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::assigned::{AssignedObject, ObjectWrite, WatchedAssignedIdentity, decide};
+use crate::assigned::object::{AssignedObject, WatchedAssignedIdentity};
+use crate::assigned::reconcile::{ObjectWrite, decide};
 use crate::context::Context;
 use crate::index::Effects;
 use crate::metrics::WriteKind;
 use crate::report::events;
 
-/// One of the writers: takes keys from the queue until shutdown.
+/// One writer: takes keys from the queue until shutdown.
 pub(crate) async fn write(context: Arc<Context>, shutdown: CancellationToken) {
     loop {
         let key = tokio::select! {
             () = shutdown.cancelled() => return,
             key = context.queue.next() => key,
         };
-        let fine = tokio::select! {
+        let succeeded = tokio::select! {
             () = shutdown.cancelled() => return,
-            fine = settle(&context, &key) => fine,
+            succeeded = reconcile(&context, &key) => succeeded,
         };
-        context.queue.done(key, fine);
+        context.queue.done(key, succeeded);
     }
 }
 
-/// Brings the objects of one assignment to where they should be. Says whether that worked.
-async fn settle(context: &Context, key: &AssignmentKey) -> bool {
+/// Makes the objects of one assignment what they must be. Says whether that worked.
+async fn reconcile(context: &Context, key: &AssignmentKey) -> bool {
     if !context.is_ready() {
         return true;
     }
-    let (steps, news) = decide(&mut context.index.lock(), key, &context.config);
-    for step in &steps {
+    let (writes, event) = decide(&mut context.index.lock(), key, &context.config);
+    for write in &writes {
         let started = Instant::now();
-        let kind = match step {
+        let kind = match write {
             ObjectWrite::Create(..) => WriteKind::Addition,
             ObjectWrite::Patch(..) => WriteKind::Update,
             ObjectWrite::Remove { .. } => WriteKind::Deletion,
         };
-        match carry_out(context, step).await {
+        match carry_out(context, write).await {
             Ok(()) => {
-                context.write_trouble.lock().clear();
+                context.last_write_error.lock().clear();
                 context.metrics.wrote(kind, started.elapsed());
             }
-            // Somebody else was faster: the watch brings what they did.
+            // Somebody else has changed the object since; the watch brings the new version.
             Err(error) if code(&error) == Some(409) => return false,
             Err(error) => {
                 context.metrics.write_failed(kind);
-                complain(context, key, &describe(&error));
+                log_once(context, key, &describe(&error));
                 return false;
             }
         }
     }
-    if let Some(news) = news {
-        let note = events::of_binding(&context.index.lock(), &key.pod, news);
-        context.record_event(note);
+    if let Some(event) = event {
+        let event = events::of_binding(&context.index.lock(), &key.pod, event);
+        context.record_event(event);
     }
     true
 }
 
-fn complain(context: &Context, key: &AssignmentKey, reason: &str) {
-    let mut said = context.write_trouble.lock();
-    if *said != reason {
-        reason.clone_into(&mut said);
+fn log_once(context: &Context, key: &AssignmentKey, reason: &str) {
+    let mut last_error = context.last_write_error.lock();
+    if *last_error != reason {
+        reason.clone_into(&mut last_error);
         tracing::warn!(pod = %key.pod, identity = %key.identity, reason, "AzureAssignedIdentities cannot be written; retried");
     }
 }
 
-async fn carry_out(context: &Context, step: &ObjectWrite) -> Result<(), Error> {
-    match step {
+async fn carry_out(context: &Context, write: &ObjectWrite) -> Result<(), Error> {
+    match write {
         ObjectWrite::Create(key, body) => {
             let resource = ApiResource::erase::<WatchedAssignedIdentity>(&());
             let api: Api<DynamicObject> =
                 Api::namespaced_with(context.client.clone(), &key.namespace, &resource);
             let object = serde_json::from_value(body.clone()).map_err(Error::SerdeError)?;
-            let made = api.create(&PostParams::default(), &object).await?;
-            let made = serde_json::to_value(made).and_then(serde_json::from_value);
-            learn(context, made.map_err(Error::SerdeError)?);
+            let created = api.create(&PostParams::default(), &object).await?;
+            let created = serde_json::to_value(created).and_then(serde_json::from_value);
+            index_answer(context, created.map_err(Error::SerdeError)?);
             Ok(())
         }
         ObjectWrite::Patch(key, body) => {
             let changed = patch(context, key, body).await?;
-            learn(context, changed);
+            index_answer(context, changed);
             Ok(())
         }
         ObjectWrite::Remove {
@@ -143,8 +147,8 @@ async fn patch(
     api.patch(&key.name, &params, &Patch::Merge(body)).await
 }
 
-/// What the API server answered is so now, whatever the watch still has under way.
-fn learn(context: &Context, seen: WatchedAssignedIdentity) {
+/// Puts the API server's answer into the index, because the watch brings the same only later.
+fn index_answer(context: &Context, seen: WatchedAssignedIdentity) {
     match AssignedObject::read(seen) {
         Ok(object) => context.update(|index| {
             index.apply_object(object);

@@ -1,19 +1,45 @@
-//! What a failed call means for a host.
+//! Failure handling and back-off: what a call that failed means for a host.
+//!
+//! The host's worker ([`super::worker`]) calls [`Host::on_failed`]. It guards two things: a bad identity is kept apart instead of
+//! failing every PATCH with it, and a host or an Azure that fails is asked ever less often.
+//!
+//! ```text
+//!   identity refused ──► is it on the host already? ── yes ─► podid's own: detach it, others': back off
+//!                        │ no
+//!                        ├─ Azure names it ────────────────► quarantine it
+//!                        └─ Azure names none ──────────────► bisect: try each half of the batch next
+//!   host not found ────► forget what was seen, back off
+//!   all else ──────────► read before the next PATCH, back off
+//! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use podid_policy::desired::AssignmentKey;
 use podid_policy::ids::ResourceId;
 use tokio::time::Instant;
 
-use super::{Failure, Host, MAX_BACKOFF, REPORT_AFTER, Trouble};
+use super::outcome::users_of_all;
+use super::{Host, REPORT_AFTER, Trouble};
 use crate::config::Config;
 use crate::host::cloud::{Fault, HostChange, HostError};
 use crate::host::quarantine::Quarantine;
 
+/// The longest back-off, in retry intervals (5 minutes by default).
+const MAX_BACKOFF: u32 = 300;
+
+/// What a failure leads to.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    /// The identities that are in quarantine from now on.
+    pub(crate) refused: Vec<ResourceId>,
+    /// Assignments whose objects may have to change.
+    pub(crate) affected: BTreeSet<AssignmentKey>,
+}
+
 impl Host {
-    /// Something failed; `change` is what was being carried out.
-    pub(crate) fn failed(
+    /// A call failed; `change` is the PATCH that was being carried out, if it was one.
+    pub(crate) fn on_failed(
         &mut self,
         now: Instant,
         config: &Config,
@@ -22,68 +48,59 @@ impl Host {
         quarantine: &mut Quarantine,
     ) -> Failure {
         let batch = change.map_or(&[][..], |change| &change.attach);
-        let mut apart = Vec::new();
-        let mut news = false;
         if change.is_some() {
             self.unclaim(error.outcome_unknown);
         }
-        if error.fault.is_of_identity() && !batch.is_empty() && !self.blames_what_is_there(error) {
-            apart = self.mark_refused(now, config, error, batch, quarantine);
+        let mut refused = Vec::new();
+        let mut is_news = false;
+        if error.fault.is_of_identity() && !batch.is_empty() && !self.blames_attached(error) {
+            refused = self.mark_refused(now, config, error, batch, quarantine);
         } else {
             if error.fault == Fault::NoHost {
-                self.seen = None;
-                if self.wanted.is_empty() {
-                    self.owned.clear();
+                self.observed.identities = None;
+                if self.demand.wanted.is_empty() {
+                    self.ownership.owned.clear();
                 }
             } else if change.is_some() {
-                self.looked = None;
+                self.observed.read_at = None;
             }
-            news = self.pause(now, config, error, change.is_none());
+            is_news = self.back_off(now, config, error, change.is_none());
         }
-        let users = |of: &BTreeMap<ResourceId, BTreeSet<AssignmentKey>>| {
-            let found = of
-                .iter()
-                .filter(|(id, _)| news || apart.contains(id))
-                .flat_map(|(_, who)| who.clone());
-            found.collect::<Vec<_>>()
-        };
-        let touched = [users(&self.wanted), users(&self.held)].concat();
-        Failure {
-            apart,
-            touched: touched.into_iter().collect(),
-        }
+        let is_meant = |id: &ResourceId| is_news || refused.contains(id);
+        let affected = users_of_all([&self.demand.wanted, &self.demand.held], is_meant);
+        Failure { refused, affected }
     }
 
-    /// A change was not made; or it was `begun`, and what it did must be looked at. If what it was to attach is there later though it
-    /// was not made, then somebody else has attached it.
+    /// A PATCH failed. Where it was not made, what it was to attach is not podid's: if it is on the host later, somebody else has
+    /// attached it. Where the outcome is unknown, the next read tells.
     fn unclaim(&mut self, outcome_unknown: bool) {
-        let claimed = std::mem::take(&mut self.claimed);
         if outcome_unknown {
-            self.looked = None;
+            self.ownership.confirm_claims();
+            self.observed.read_at = None;
         } else {
-            self.owned.retain(|id, _| !claimed.contains(id));
+            self.ownership.unclaim();
         }
     }
 
-    /// Whether Azure blames an identity that is on the host already: it was deleted since, and spoils every change. One that
-    /// podid attached is taken away first; another is for people to take away.
-    fn blames_what_is_there(&mut self, error: &HostError) -> bool {
-        let Some(seen) = &self.seen else {
+    /// Whether Azure blames an identity that is on the host already: it was deleted since and fails every change. One that podid
+    /// attached is detached first; an operator must detach any other.
+    fn blames_attached(&mut self, error: &HostError) -> bool {
+        let Some(seen) = &self.observed.identities else {
             return false;
         };
-        let there: Vec<&ResourceId> = error
-            .identities
-            .iter()
-            .filter(|id| seen.user.contains_key(id))
-            .collect();
+        let attached = error.identities.iter();
+        let attached = attached.filter(|id| seen.user.contains_key(id));
+        let attached: Vec<ResourceId> = attached.cloned().collect();
+        let blames = !attached.is_empty();
         if error.fault == Fault::IdentityNotFound {
-            let ours = there.iter().filter(|id| self.owned.contains_key(id));
-            self.spoilt.extend(ours.map(|id| (*id).clone()));
+            let owned = &self.ownership.owned;
+            let ours = attached.into_iter().filter(|id| owned.contains_key(id));
+            self.doubts.dead.extend(ours);
         }
-        !there.is_empty()
+        blames
     }
 
-    /// Azure refused to attach some of the batch. Returns those that are refused from now on.
+    /// Azure refused to attach some of the batch. Returns those that are in quarantine from now on.
     fn mark_refused(
         &mut self,
         now: Instant,
@@ -92,27 +109,33 @@ impl Host {
         batch: &[ResourceId],
         quarantine: &mut Quarantine,
     ) -> Vec<ResourceId> {
-        let named = |id: &&ResourceId| error.identities.contains(id);
-        let mut guilty: Vec<_> = batch.iter().filter(named).cloned().collect();
-        if guilty.is_empty() {
-            guilty.extend(self.suspects.bisect(batch));
+        let is_named = |id: &&ResourceId| error.identities.contains(id);
+        let mut refused: Vec<_> = batch.iter().filter(is_named).cloned().collect();
+        if refused.is_empty() {
+            refused.extend(self.doubts.suspects.bisect(batch));
         } else {
-            self.suspects.clear(batch);
+            self.doubts.suspects.clear(batch);
         }
         let text = match error.fault {
             Fault::Refused => format!("{}: {}", self.key, error.text),
             _ => error.text.clone(),
         };
-        for id in &guilty {
-            self.owned.remove(id);
+        self.ownership.forget(&refused);
+        for id in &refused {
             let unit = config.retry_interval;
             quarantine.refuse(id, &self.key, (error.fault, &text), now, unit);
         }
-        guilty
+        refused
     }
 
-    /// Says whether the reason that people are told is another one than before.
-    fn pause(&mut self, now: Instant, config: &Config, error: &HostError, looking: bool) -> bool {
+    /// Does nothing on the host for a while. Says whether people are told something new.
+    fn back_off(
+        &mut self,
+        now: Instant,
+        config: &Config,
+        error: &HostError,
+        ends_with_read: bool,
+    ) -> bool {
         let text = match error.fault {
             Fault::Throttled | Fault::Conflict | Fault::Unavailable => {
                 format!("{} for {}; retried", error.fault.name(), self.key)
@@ -121,15 +144,15 @@ impl Host {
         };
         let before = self.trouble.as_ref();
         let attempts = before.map_or(0, |t| t.attempts) + 1;
-        let news = before.is_none_or(|trouble| trouble.text != text) || attempts == REPORT_AFTER;
+        let is_news = before.is_none_or(|t| t.text != text) || attempts == REPORT_AFTER;
         let wait = config.retry_interval * (1u32 << (attempts - 1).min(16)).min(MAX_BACKOFF);
         self.trouble = Some(Trouble {
-            until: now + wait.max(error.retry_after.unwrap_or_default()),
+            until: now + wait.max(error.retry_after.unwrap_or(Duration::ZERO)),
             attempts,
             fault: error.fault,
             text,
-            looking,
+            ends_with_read,
         });
-        news
+        is_news
     }
 }

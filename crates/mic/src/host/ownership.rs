@@ -1,7 +1,10 @@
-//! The record of what podid attached to a host, so that the next leader detaches that and nothing else: a ConfigMap per host
-//! in the controller's namespace, written before a change that attaches and after one that detaches.
+//! The ownership record: a ConfigMap per host that says which identities podid attached there.
+//!
+//! The host's worker ([`super::worker`]) writes it before a PATCH that attaches and after one that detaches; a new leader
+//! ([`crate::leadership`]) reads all of them. It guards what others attached: only what a record names is ever detached. A write is
+//! fenced by the record's `resourceVersion`, so that a leader of the past cannot overwrite its successor's record.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -10,19 +13,83 @@ use parking_lot::Mutex;
 use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId, stable_hash};
 use serde_json::json;
 
-use crate::host::Owned;
-
-/// The label of the records.
+/// The label by which the records are listed.
 const LABEL: &str = "aadpodidentity.k8s.io/record";
+/// The value of that label.
 const LABEL_VALUE: &str = "host";
-/// The key of the host, as a node's providerID, and of what is attached to it.
+/// The key in the ConfigMap that has the host, spelt as the providerID of a node.
 const HOST: &str = "host";
+/// The key in the ConfigMap that has the attached identities and their client ids, as JSON.
 const ATTACHED: &str = "attached";
 
-/// The records of all hosts.
+/// The identities that podid attached to a host, with their client ids.
+pub(crate) type Owned = BTreeMap<ResourceId, Option<ClientId>>;
+
+/// What podid attached to one host, and what the record says of it.
+#[derive(Debug, Default)]
+pub(super) struct Ownership {
+    pub(super) owned: Owned,
+    /// What the record says.
+    pub(super) recorded: Owned,
+    /// Owned only because of the PATCH that is about to be sent.
+    claimed: BTreeSet<ResourceId>,
+}
+
+impl Ownership {
+    /// The record that the last leader left says this.
+    pub(super) fn recall(&mut self, owned: Owned) {
+        self.owned.clone_from(&owned);
+        self.recorded = owned;
+    }
+
+    /// A PATCH is about to attach these.
+    pub(super) fn claim(&mut self, attach: Owned) {
+        for (id, client_id) in attach {
+            if self.owned.insert(id.clone(), client_id).is_none() {
+                self.claimed.insert(id);
+            }
+        }
+    }
+
+    /// The PATCH was not made: what it was to attach is not podid's.
+    pub(super) fn unclaim(&mut self) {
+        for id in std::mem::take(&mut self.claimed) {
+            self.owned.remove(&id);
+        }
+    }
+
+    /// The PATCH was made, or may have been made: what it was to attach stays podid's.
+    pub(super) fn confirm_claims(&mut self) {
+        self.claimed.clear();
+    }
+
+    /// These are not podid's any more.
+    pub(super) fn forget(&mut self, ids: &[ResourceId]) {
+        for id in ids {
+            self.owned.remove(id);
+        }
+    }
+
+    /// The record says this now.
+    pub(super) fn on_recorded(&mut self, owned: Owned) {
+        self.recorded = owned;
+    }
+
+    /// Another leader has written the record: what it attached is podid's, too.
+    pub(super) fn adopt_foreign_record(&mut self, theirs: Owned) {
+        for (id, client_id) in &theirs {
+            let ours = self.owned.entry(id.clone());
+            ours.or_insert_with(|| client_id.clone());
+            self.claimed.remove(id);
+        }
+        self.recorded = theirs;
+    }
+}
+
+/// The ownership records of all hosts.
 pub(crate) struct OwnershipRecords {
     api: Api<ConfigMap>,
-    /// The `resourceVersion` of each as last seen, so that a leader of the past cannot overwrite its successor's.
+    /// The `resourceVersion` of each record as last seen, with which writes are fenced.
     versions: Mutex<HashMap<String, String>>,
 }
 
@@ -34,17 +101,20 @@ impl OwnershipRecords {
         }
     }
 
-    /// Reads all records. One that cannot be understood is logged and left alone.
+    /// Reads all records. One that cannot be parsed is logged and left alone.
     pub(crate) async fn load(&self) -> Result<Vec<(HostKey, Owned)>, kube::Error> {
         let labelled = ListParams::default().labels(&format!("{LABEL}={LABEL_VALUE}"));
         let found = self.api.list(&labelled).await?;
         self.versions.lock().clear();
-        found.items.iter().for_each(|record| self.seen(record));
-        Ok(found.items.iter().filter_map(read).collect())
+        found
+            .items
+            .iter()
+            .for_each(|record| self.remember_version(record));
+        Ok(found.items.iter().filter_map(parse).collect())
     }
 
-    /// Makes the record of a host say `owned`; an empty one is deleted. When another leader has written it since, what it says
-    /// is given instead: that is podid's as well.
+    /// Makes the record of a host say `owned`; an empty record is deleted. When another leader has written it since, the record is
+    /// left alone and what it says is returned, because that is podid's as well.
     pub(crate) async fn store(
         &self,
         host: &HostKey,
@@ -56,23 +126,23 @@ impl OwnershipRecords {
             None if owned.is_empty() => return Ok(None),
             None => self.create(&name, data(host, owned)).await,
             Some(version) if owned.is_empty() => self.delete(&name, version).await,
-            Some(version) => self.change(&name, version, data(host, owned)).await,
+            Some(version) => self.update(&name, version, data(host, owned)).await,
         };
         let Err(error) = stored else {
             return Ok(None);
         };
-        let changed = matches!(&error, kube::Error::Api(s) if s.code == 409 || s.code == 404);
+        let is_foreign = matches!(&error, kube::Error::Api(s) if s.code == 409 || s.code == 404);
         match self.api.get_opt(&name).await? {
             Some(record) => {
-                self.seen(&record);
-                match read(&record).filter(|_| changed) {
+                self.remember_version(&record);
+                match parse(&record).filter(|_| is_foreign) {
                     Some((_, theirs)) => Ok(Some(theirs)),
                     None => Err(error),
                 }
             }
             None => {
                 self.versions.lock().remove(&name);
-                if changed {
+                if is_foreign {
                     return Ok(Some(Owned::new()));
                 }
                 Err(error)
@@ -87,12 +157,12 @@ impl OwnershipRecords {
         };
         record.metadata.name = Some(name.to_owned());
         record.metadata.labels = Some(BTreeMap::from([(LABEL.to_owned(), LABEL_VALUE.to_owned())]));
-        let made = self.api.create(&PostParams::default(), &record).await?;
-        self.seen(&made);
+        let created = self.api.create(&PostParams::default(), &record).await?;
+        self.remember_version(&created);
         Ok(())
     }
 
-    async fn change(
+    async fn update(
         &self,
         name: &str,
         version: String,
@@ -101,7 +171,7 @@ impl OwnershipRecords {
         let patch = json!({ "metadata": { "resourceVersion": version }, "data": data });
         let params = PatchParams::default();
         let changed = self.api.patch(name, &params, &Patch::Merge(patch)).await?;
-        self.seen(&changed);
+        self.remember_version(&changed);
         Ok(())
     }
 
@@ -122,7 +192,7 @@ impl OwnershipRecords {
         Ok(())
     }
 
-    fn seen(&self, record: &ConfigMap) {
+    fn remember_version(&self, record: &ConfigMap) {
         let meta = &record.metadata;
         if let (Some(name), Some(version)) = (&meta.name, &meta.resource_version) {
             self.versions.lock().insert(name.clone(), version.clone());
@@ -141,8 +211,8 @@ fn data(host: &HostKey, owned: &Owned) -> BTreeMap<String, String> {
     ])
 }
 
-fn read(record: &ConfigMap) -> Option<(HostKey, Owned)> {
-    let read = || {
+fn parse(record: &ConfigMap) -> Option<(HostKey, Owned)> {
+    let parse = || {
         let data = record.data.as_ref()?;
         let host = HostKey::from_provider_id(data.get(HOST)?).ok()?;
         let attached: BTreeMap<String, Option<String>> =
@@ -156,15 +226,15 @@ fn read(record: &ConfigMap) -> Option<(HostKey, Owned)> {
             .collect::<Option<Owned>>()?;
         Some((host, owned))
     };
-    let known = read();
-    if known.is_none() {
+    let parsed = parse();
+    if parsed.is_none() {
         let record = record.metadata.name.as_deref().unwrap_or_default();
         tracing::warn!(%record, "the record of a host cannot be read: what podid attached there is left attached");
     }
-    known
+    parsed
 }
 
-/// The providerID of some node on the host.
+/// The providerID that a node on the host can have.
 fn provider_id(host: &HostKey) -> String {
     let path = match host.kind() {
         HostKind::VirtualMachine => format!("virtualMachines/{}", host.name()),
@@ -208,7 +278,7 @@ mod tests {
             data: Some(data(&host(3), &owned)),
             ..ConfigMap::default()
         };
-        assert_eq!(read(&record), Some((host(3), owned)));
+        assert_eq!(parse(&record), Some((host(3), owned)));
         let vm = HostKey::from_provider_id("azure:///subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/virtualMachines/VM_1").unwrap();
         assert_eq!(HostKey::from_provider_id(&provider_id(&vm)).unwrap(), vm);
     }
@@ -241,11 +311,11 @@ mod tests {
     #[test]
     fn what_cannot_be_read_owns_nothing() {
         let mut record = ConfigMap::default();
-        assert_eq!(read(&record), None);
+        assert_eq!(parse(&record), None);
         record.data = Some(BTreeMap::from([
             (HOST.to_owned(), provider_id(&host(1))),
             (ATTACHED.to_owned(), "{\"x\": null}".to_owned()),
         ]));
-        assert_eq!(read(&record), None);
+        assert_eq!(parse(&record), None);
     }
 }

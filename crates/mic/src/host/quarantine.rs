@@ -1,7 +1,14 @@
-//! Which identities are kept apart because Azure refuses them, and what is tried next.
+//! Quarantine of the identities that Azure refuses to attach, and the bisection that finds a bad identity in a refused batch.
 //!
-//! What Azure refuses on one host it refuses on every other, so that the hosts share what they learn: an identity that is
-//! refused is tried again by one host at a time, alone, and ever less often.
+//! [`Host::decide`](super::Host::decide) asks it what may be attached, [`Host::on_failed`](super::Host::on_failed) puts identities into
+//! it. It guards the good identities: a bad one never shares a PATCH with them. What Azure refuses on one host it refuses on every
+//! host; so all hosts share one [`Quarantine`], and one host at a time tries a refused identity again, alone, ever less often. A host
+//! has [`Suspects`] of its own to bisect a batch:
+//!
+//! ```text
+//!   batch refused, Azure names none ─► first half ─ attached ─► second half (holds the bad one) ─► halve again
+//!                                          └─ refused ─► halve again                … until one is left: quarantine
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,25 +19,28 @@ use tokio::time::Instant;
 
 use crate::host::cloud::Fault;
 
-/// The first wait of a refused identity, by what it is multiplied after every further refusal, and the longest wait, in units
-/// of the retry interval: six attempts in the first hour, four in every later one.
+/// The wait after the first refusal, in retry intervals (1 minute by default): roles that were just granted take about as long.
 const FIRST_RETRY: u32 = 60;
+/// The wait grows by this factor with every further refusal, which makes six attempts in the first hour.
 const RETRY_GROWTH: u32 = 4;
+/// The longest wait, in retry intervals (15 minutes by default), which makes four attempts in every later hour.
 const MAX_RETRY: u32 = 900;
-/// A host whose turn it is has this long, which is longer than any call to Azure takes.
+/// A host's turn ends after 20 minutes, which is longer than any call to Azure takes, so that a dead worker blocks no other host.
 const TURN_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// A refused identity.
 #[derive(Debug)]
 struct Quarantined {
+    /// How often Azure has refused it.
     attempts: u32,
+    /// When it may be tried again.
     due: Instant,
     fault: Fault,
-    /// The host that was refused first, and what Azure said.
+    /// What Azure said at the first refusal with this fault.
     text: String,
-    /// The hosts that were refused.
+    /// The hosts on which it was refused.
     hosts: BTreeSet<Arc<HostKey>>,
-    /// The host that may try it now, and until when.
+    /// The host that tries it now, and until when no other host may.
     turn: Option<(Arc<HostKey>, Instant)>,
 }
 
@@ -60,7 +70,7 @@ impl Quarantine {
         now: Instant,
         unit: Duration,
     ) {
-        // Nobody has taken a turn for long: nobody needs it any more.
+        // No host has tried these for long: no pod needs them any more.
         self.0
             .retain(|_, entry| entry.due + unit * MAX_RETRY * RETRY_GROWTH > now);
         let entry = self.0.entry(id.clone()).or_insert_with(|| Quarantined {
@@ -82,9 +92,9 @@ impl Quarantine {
         entry.turn = None;
     }
 
-    /// Of the refused identities that the host needs, one that it may try now: its turn lasts until Azure has said yes or no.
-    pub(crate) fn turn<'a>(
-        &mut self,
+    /// Of the refused identities that the host needs, the one that it may try now, if any.
+    pub(crate) fn next_turn<'a>(
+        &self,
         host: &Arc<HostKey>,
         needed: impl Iterator<Item = &'a ResourceId>,
         now: Instant,
@@ -94,9 +104,15 @@ impl Quarantine {
             None => entry.due <= now,
         };
         let ready = needed.filter_map(|id| Some((id, self.0.get(id).filter(|entry| due(entry))?)));
-        let id = ready.min_by_key(|(_, entry)| entry.due)?.0.clone();
-        self.0.get_mut(&id)?.turn = Some((host.clone(), now + TURN_TIMEOUT));
-        Some(id)
+        let (id, _) = ready.min_by_key(|(_, entry)| entry.due)?;
+        Some(id.clone())
+    }
+
+    /// The host tries the identity now: no other host may until Azure has answered or the turn has ended.
+    pub(crate) fn take_turn(&mut self, id: &ResourceId, host: &Arc<HostKey>, now: Instant) {
+        if let Some(entry) = self.0.get_mut(id) {
+            entry.turn = Some((host.clone(), now + TURN_TIMEOUT));
+        }
     }
 
     /// When the host may try one of these again.
@@ -106,19 +122,19 @@ impl Quarantine {
         due.min()
     }
 
-    /// The identity is on the host. Says whether it was refused there before: then it is refused no more anywhere.
+    /// The identity is on the host. If it was refused there before, its quarantine ends on all hosts; says whether it did.
     pub(crate) fn on_attached(&mut self, id: &ResourceId, host: &HostKey) -> bool {
-        let cured = self.0.get(id).is_some_and(|entry| {
+        let is_over = self.0.get(id).is_some_and(|entry| {
             let its_turn = entry
                 .turn
                 .as_ref()
                 .is_some_and(|(whose, _)| **whose == *host);
             its_turn || entry.hosts.contains(host)
         });
-        cured && self.0.remove(id).is_some()
+        is_over && self.0.remove(id).is_some()
     }
 
-    /// Lets an identity be tried again at once: its object was edited. Says whether it was refused.
+    /// Lets any host try the identity at once, because its object was edited. Says whether it is in quarantine.
     pub(crate) fn retry_now(&mut self, id: &ResourceId, now: Instant) -> bool {
         let entry = self
             .0
@@ -127,18 +143,18 @@ impl Quarantine {
         entry.is_some()
     }
 
-    /// How many there are.
+    /// How many identities are in quarantine.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 }
 
-/// Batches that one host tried and of which at least one identity is bad that is not yet found out.
-#[derive(Debug, Default)]
+/// The bisection on one host: batches of which Azure refused the whole without naming the bad identity.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Suspects(Vec<BTreeSet<ResourceId>>);
 
 impl Suspects {
-    /// Azure refused the batch, without a word on which of it. Returns the culprit when there is only one to choose from.
+    /// Azure refused the batch and named no identity: both halves are suspect now. A batch of one is returned, as it is the bad one.
     pub(crate) fn bisect(&mut self, batch: &[ResourceId]) -> Option<ResourceId> {
         self.clear(batch);
         if let [only] = batch {
@@ -150,15 +166,15 @@ impl Suspects {
         None
     }
 
-    /// Nothing speaks against these any more.
+    /// These are not suspect any more.
     pub(crate) fn clear(&mut self, ids: &[ResourceId]) {
         self.retain(|id| !ids.contains(id));
     }
 
-    /// Forgets what is not needed any more.
-    pub(crate) fn retain(&mut self, needed: impl Fn(&ResourceId) -> bool) {
+    /// Keeps under suspicion only what is needed.
+    pub(crate) fn retain(&mut self, is_needed: impl Fn(&ResourceId) -> bool) {
         for batch in &mut self.0 {
-            batch.retain(&needed);
+            batch.retain(&is_needed);
         }
         self.0.retain(|batch| !batch.is_empty());
     }
@@ -167,7 +183,7 @@ impl Suspects {
         self.0.iter().any(|batch| batch.contains(id))
     }
 
-    /// The batch to try next.
+    /// The batch to try next, alone.
     pub(crate) fn next_batch(&self) -> Option<&BTreeSet<ResourceId>> {
         self.0.last()
     }
@@ -194,12 +210,17 @@ mod tests {
         assert!(quarantine.contains(&id(1)) && !quarantine.contains(&id(2)));
         let due = quarantine.due(all.iter()).unwrap();
         assert_eq!(due, now + UNIT * FIRST_RETRY);
-        assert_eq!(quarantine.turn(&hosts[1], all.iter(), now), None);
-        assert_eq!(quarantine.turn(&hosts[1], all.iter(), due), Some(id(1)));
-        assert_eq!(quarantine.turn(&hosts[1], all.iter(), due), Some(id(1)));
-        assert_eq!(quarantine.turn(&hosts[0], all.iter(), due), None);
+        let turn = |quarantine: &Quarantine, host: usize, at| {
+            quarantine.next_turn(&hosts[host], all.iter(), at)
+        };
+        assert_eq!(turn(&quarantine, 1, now), None);
+        assert_eq!(turn(&quarantine, 1, due), Some(id(1)));
+        quarantine.take_turn(&id(1), &hosts[1], due);
+        assert_eq!(turn(&quarantine, 1, due), Some(id(1)));
+        assert_eq!(turn(&quarantine, 0, due), None);
         let after = due + TURN_TIMEOUT;
-        assert_eq!(quarantine.turn(&hosts[0], all.iter(), after), Some(id(1)));
+        assert_eq!(turn(&quarantine, 0, after), Some(id(1)));
+        quarantine.take_turn(&id(1), &hosts[0], after);
         assert!(quarantine.on_attached(&id(1), &hosts[0]));
         assert_eq!(quarantine.len(), 0);
     }
@@ -221,7 +242,8 @@ mod tests {
             refuse(&mut quarantine, 1, now);
             attempts += 1;
             now = quarantine.due([id(1)].iter()).unwrap();
-            assert!(quarantine.turn(&me, [id(1)].iter(), now).is_some());
+            assert!(quarantine.next_turn(&me, [id(1)].iter(), now).is_some());
+            quarantine.take_turn(&id(1), &me, now);
         }
         assert_eq!(attempts, 6);
         assert!(quarantine.retry_now(&id(1), start));
@@ -256,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_azure_does_not_name_is_found_by_halves() {
+    fn one_that_azure_does_not_name_is_found_by_bisection() {
         assert!(sift(20, &[7]) <= 6);
         assert!(sift(20, &[0, 7, 19]) <= 15);
     }

@@ -1,44 +1,53 @@
-//! The worker of one host. Hosts never wait for one another; what arrives while a change is under way goes into the next.
+//! The worker of one host: a task that asks for the next action, carries it out and reports the outcome.
+//!
+//! [`crate::Mic::run`] starts one for every host that the index names; it ends when the host is retired. Hosts never wait for one
+//! another, and what changes while a PATCH is under way is coalesced into the next one. The lock of the index is never held across
+//! a call to Azure or the API server.
 
-use podid_cluster::error_text::describe;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podid_policy::desired::{Assignment, AssignmentKey, DesiredState};
+use podid_cluster::error_text::describe;
+use podid_policy::desired::{AssignmentKey, DesiredState};
 use podid_policy::facts::ObjectKey;
-use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId};
+use podid_policy::ids::{HostKey, HostKind, ResourceId};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::host::cloud::{Fault, HostChange, HostError, HostIdentities};
-use crate::host::{Host, Move, Owned, REPORT_AFTER};
-use crate::index::{ClientIdAnswer, Index};
+use crate::host::{Action, Host, Owned, REPORT_AFTER};
+use crate::index::{ClientIdAnswer, Index, client_id_of};
 use crate::report::events;
 
-/// What Azure told of an identity is believed this long.
+/// Azure's answer about a client id is used for 10 minutes: the question comes up again with every read of every host.
 const CLIENT_ID_ANSWER_TTL: Duration = Duration::from_secs(600);
-/// At most this many pods of a refused identity are told by an Event.
+/// Events about one identity or host go to at most 10 pods, so that thousands of pods do not flood the API server.
 const MAX_POD_EVENTS: usize = 10;
 
-/// Looks after a host until nothing of podid's is left there, or shutdown.
+/// Looks after a host until it is retired, or until shutdown.
 pub(crate) async fn work(context: Arc<Context>, key: Arc<HostKey>, shutdown: CancellationToken) {
     let mut ready = context.ready.subscribe();
     let wake = match context.index.lock().hosts.get(&key) {
         Some(host) => host.wake.clone(),
         None => return,
     };
-    let mut said = String::new();
+    // The error that was logged last, so that an outage is logged once and not at every attempt.
+    let mut last_error = String::new();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             ready = ready.wait_for(|ready| *ready) => if ready.is_err() { return },
         }
-        let Some(next) = next_move(&context, &key) else {
+        let next = {
+            let mut index = context.index.lock();
+            index.next_action(&key, Instant::now(), &context.config)
+        };
+        let Some(next) = next else {
             return;
         };
-        if let Move::Wait(until) = next {
+        if let Action::Wait(until) = next {
             let due = async {
                 match until {
                     Some(until) => sleep_until(until).await,
@@ -55,54 +64,23 @@ pub(crate) async fn work(context: Arc<Context>, key: Arc<HostKey>, shutdown: Can
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = carry_out(&context, &key, next, &mut said) => {}
+            () = carry_out(&context, &key, next, &mut last_error) => {}
         }
     }
 }
 
-/// The next move; `None` when the host has just been forgotten.
-fn next_move(context: &Context, key: &HostKey) -> Option<Move> {
-    let mut index = context.index.lock();
-    let Index {
-        desired,
-        hosts,
-        quarantine,
-        node_names,
-        ..
-    } = &mut *index;
-    let host = hosts.get_mut(key)?;
-    // A node's object may be gone while its pods run on; what they need may be here.
-    for id in host.leaving() {
-        let unseen = |a: &Assignment| !node_names.contains(&a.node);
-        let needs = |a: &Assignment| unseen(a) && a.identity.resource_id() == Some(&id);
-        if desired.unplaced().any(needs) {
-            host.linger_anew(id, Instant::now());
-        }
-    }
-    let client_id = |who: &AssignmentKey| client_id(desired, who);
-    let next = host.next_move(Instant::now(), &context.config, quarantine, client_id);
-    if next == Move::Retire {
-        hosts.remove(key);
-        return None;
-    }
-    Some(next)
-}
-
-fn client_id(desired: &DesiredState, who: &AssignmentKey) -> Option<ClientId> {
-    Some(desired.get(who)?.identity.client_id.clone())
-}
-
-async fn carry_out(context: &Context, key: &HostKey, next: Move, said: &mut String) {
-    match next {
-        Move::Wait(_) | Move::Retire => {}
-        Move::Look => look(context, key, said).await,
-        Move::Verify(id) => verify(context, key, &id).await,
-        Move::Record(owned) => record(context, key, owned, said).await,
-        Move::Change(seen, change) => change_host(context, key, &seen, &change, said).await,
+async fn carry_out(context: &Context, key: &HostKey, action: Action, last_error: &mut String) {
+    match action {
+        Action::Wait(_) | Action::Retire => {}
+        Action::Read => read(context, key, last_error).await,
+        Action::Verify(id) => verify(context, key, &id).await,
+        Action::Record(owned) => record(context, key, owned, last_error).await,
+        Action::Patch(seen, change) => patch(context, key, &seen, &change, last_error).await,
     }
 }
 
-async fn look(context: &Context, key: &HostKey, said: &mut String) {
+/// Asks Azure which identities are on the host. Drift is logged, counted and reported.
+async fn read(context: &Context, key: &HostKey, last_error: &mut String) {
     let started = Instant::now();
     let shown = context.host_client.identities(key).await;
     let operation = match key.kind() {
@@ -113,46 +91,43 @@ async fn look(context: &Context, key: &HostKey, said: &mut String) {
     context.metrics.cloud(operation, started.elapsed(), fault);
     let shown = match shown {
         Ok(shown) => shown,
-        Err(error) => return failed(context, key, &error, None, said),
+        Err(error) => return on_failed(context, key, &error, None, last_error),
     };
-    said.clear();
+    last_error.clear();
     let there: Vec<ResourceId> = shown.user.keys().cloned().collect();
     let mut drifted = Vec::new();
     with_host(context, key, |desired, host| {
-        let of = |who: &AssignmentKey| client_id(desired, who);
-        let looked = host.looked(Instant::now(), shown, of);
-        drifted = looked.drifted;
-        looked.touched
+        let client_id = |who: &AssignmentKey| client_id_of(desired, who);
+        let outcome = host.on_read(Instant::now(), shown, client_id);
+        drifted = outcome.drifted;
+        outcome.affected
     });
     on_attached(context, key, &there);
     for id in &drifted {
         tracing::warn!(host = %key, identity = %id, "somebody else has detached the identity; it is attached again");
         context.metrics.drifted();
         let text = format!("somebody else has detached it from {key}; it is attached again");
-        tell_users(context, key, id, "IdentityDetached", &text);
+        report_identity(context, key, id, "IdentityDetached", &text);
     }
 }
 
-/// Asks Azure which client id is right, unless it has told lately.
+/// Asks Azure which client id is right, unless it has answered lately.
 async fn verify(context: &Context, key: &HostKey, id: &ResourceId) {
-    let lately = |index: &Index| {
-        let truth = index.client_id_answers.get(id)?;
-        (truth.asked.elapsed() < CLIENT_ID_ANSWER_TTL).then_some(())
+    let is_answered = |index: &Index| {
+        let answer = index.client_id_answers.get(id);
+        answer.is_some_and(|answer| answer.asked_at.elapsed() < CLIENT_ID_ANSWER_TTL)
     };
-    if lately(&context.index.lock()).is_none() {
+    let answered = is_answered(&context.index.lock());
+    if !answered {
         let started = Instant::now();
-        let told = context.host_client.client_id(id).await;
-        let fault = told.as_ref().err().map(|error| error.fault);
-        context
-            .metrics
-            .cloud("identity_get", started.elapsed(), fault);
-        let asked = Instant::now();
-        let truth = ClientIdAnswer { asked, told };
-        context
-            .index
-            .lock()
-            .client_id_answers
-            .insert(id.clone(), truth);
+        let answer = context.host_client.client_id(id).await;
+        let fault = answer.as_ref().err().map(|error| error.fault);
+        let took = started.elapsed();
+        context.metrics.cloud("identity_get", took, fault);
+        let asked_at = Instant::now();
+        let answer = ClientIdAnswer { asked_at, answer };
+        let mut index = context.index.lock();
+        index.client_id_answers.insert(id.clone(), answer);
     }
     let mut index = context.index.lock();
     let Index {
@@ -161,11 +136,10 @@ async fn verify(context: &Context, key: &HostKey, id: &ResourceId) {
         client_id_answers,
         ..
     } = &mut *index;
-    let truth = client_id_answers
-        .get(id)
-        .and_then(|truth| truth.told.as_ref().ok());
+    let answer = client_id_answers.get(id);
+    let answer = answer.and_then(|answer| answer.answer.as_ref().ok());
     let users = match hosts.get_mut(key) {
-        Some(host) => host.verified(id, truth),
+        Some(host) => host.on_verified(id, answer),
         None => return,
     };
     let identities = identities_of(desired, &users);
@@ -174,10 +148,11 @@ async fn verify(context: &Context, key: &HostKey, id: &ResourceId) {
     context.recheck_conditions(identities);
 }
 
-async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut String) {
+/// Writes the ownership record.
+async fn record(context: &Context, key: &HostKey, owned: Owned, last_error: &mut String) {
     match context.records.store(key, &owned).await {
         Ok(None) => with_host(context, key, |_, host| {
-            host.recorded(owned);
+            host.on_recorded(owned);
             BTreeSet::new()
         }),
         Ok(Some(theirs)) => {
@@ -200,40 +175,41 @@ async fn record(context: &Context, key: &HostKey, owned: Owned, said: &mut Strin
                 retry_after: None,
                 outcome_unknown: false,
             };
-            failed(context, key, &error, None, said);
+            on_failed(context, key, &error, None, last_error);
         }
     }
 }
 
-async fn change_host(
+/// Attaches and detaches.
+async fn patch(
     context: &Context,
     key: &HostKey,
     seen: &HostIdentities,
     change: &HostChange,
-    said: &mut String,
+    last_error: &mut String,
 ) {
     let started = Instant::now();
-    let done = context.host_client.patch(key, seen, change).await;
+    let patched = context.host_client.patch(key, seen, change).await;
     let operation = match key.kind() {
         HostKind::VirtualMachine => "vm_update",
         HostKind::ScaleSet => "vmss_update",
     };
     let took = started.elapsed();
-    let fault = done.as_ref().err().map(|error| error.fault);
+    let fault = patched.as_ref().err().map(|error| error.fault);
     context.metrics.cloud(operation, took, fault);
-    match done {
+    match patched {
         Ok(version) => {
-            said.clear();
+            last_error.clear();
             context.metrics.cycle(took);
             tracing::info!(host = %key, attached = names(&change.attach), detached = names(&change.detach), "host changed");
-            with_host(context, key, |_, host| host.changed(change, version));
+            with_host(context, key, |_, host| host.on_patched(change, version));
             on_attached(context, key, &change.attach);
         }
-        Err(error) => failed(context, key, &error, Some(change), said),
+        Err(error) => on_failed(context, key, &error, Some(change), last_error),
     }
 }
 
-/// Tells a host what happened and passes on whose objects and conditions may have to change.
+/// Tells a host about an outcome, and passes on which objects and conditions may have to change.
 fn with_host(
     context: &Context,
     key: &HostKey,
@@ -244,12 +220,12 @@ fn with_host(
     let Some(host) = hosts.get_mut(key) else {
         return;
     };
-    let touched = tell(desired, host);
-    let mut doubtful = identities_of(desired, &touched);
-    doubtful.retain(|identity| !index.is_ready(identity));
+    let affected = tell(desired, host);
+    let mut not_ready = identities_of(desired, &affected);
+    not_ready.retain(|identity| !index.is_ready(identity));
     drop(index);
-    context.recheck_conditions(doubtful);
-    context.enqueue(touched);
+    context.recheck_conditions(not_ready);
+    context.enqueue(affected);
 }
 
 fn identities_of(desired: &DesiredState, users: &BTreeSet<AssignmentKey>) -> BTreeSet<ObjectKey> {
@@ -257,7 +233,7 @@ fn identities_of(desired: &DesiredState, users: &BTreeSet<AssignmentKey>) -> BTr
     assignments.map(|a| a.identity.key.clone()).collect()
 }
 
-/// These are on the host: whoever waits for one that was refused there may go on.
+/// These identities are on the host. Where one was refused there before, its quarantine ends and all hosts that need it go on.
 fn on_attached(context: &Context, key: &HostKey, ids: &[ResourceId]) {
     let mut index = context.index.lock();
     for id in ids {
@@ -267,12 +243,12 @@ fn on_attached(context: &Context, key: &HostKey, ids: &[ResourceId]) {
     }
 }
 
-fn failed(
+fn on_failed(
     context: &Context,
     key: &HostKey,
     error: &HostError,
     change: Option<&HostChange>,
-    said: &mut String,
+    last_error: &mut String,
 ) {
     let mut index = context.index.lock();
     let Index {
@@ -284,77 +260,77 @@ fn failed(
     let Some(host) = hosts.get_mut(key) else {
         return;
     };
-    let failure = host.failed(Instant::now(), &context.config, error, change, quarantine);
-    let lasting = host
-        .trouble
-        .as_ref()
-        .is_some_and(|t| t.attempts == REPORT_AFTER);
-    let doubtful = identities_of(desired, &failure.touched);
+    let failure = host.on_failed(Instant::now(), &context.config, error, change, quarantine);
+    let trouble = host.trouble.as_ref();
+    let must_report = trouble.is_some_and(|t| t.attempts == REPORT_AFTER);
+    let identities = identities_of(desired, &failure.affected);
     drop(index);
-    context.recheck_conditions(doubtful);
-    for id in &failure.apart {
+    context.recheck_conditions(identities);
+    for id in &failure.refused {
         tracing::warn!(host = %key, identity = %id, reason = %error.text, "Azure refuses to attach the identity; it is tried again, alone, ever less often");
-        tell_users(context, key, id, error.fault.name(), &error.text);
+        report_identity(context, key, id, error.fault.name(), &error.text);
     }
-    if failure.apart.is_empty() {
-        if *said != error.text {
+    if failure.refused.is_empty() {
+        if *last_error != error.text {
             tracing::warn!(host = %key, fault = error.fault.name(), reason = %error.text, "the host's identities could not be read or changed; retried");
-            said.clone_from(&error.text);
+            last_error.clone_from(&error.text);
         }
-        if lasting {
-            tell_pods(context, key, error);
+        if must_report {
+            report_host(context, key, error);
         }
     }
-    context.enqueue(failure.touched);
+    context.enqueue(failure.affected);
 }
 
-/// Tells people about an identity on a host: Events on it and on its pods.
-fn tell_users(context: &Context, key: &HostKey, id: &ResourceId, reason: &'static str, text: &str) {
+/// Records Events about an identity on a host: on its AzureIdentities and on its pods.
+fn report_identity(
+    context: &Context,
+    key: &HostKey,
+    id: &ResourceId,
+    reason: &'static str,
+    text: &str,
+) {
     let mut identities = BTreeSet::new();
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     {
         let index = context.index.lock();
-        let users = index.hosts.get(key).and_then(|host| host.wanted.get(id));
-        let users = users.into_iter().flatten();
+        let host = index.hosts.get(key);
+        let users = host.into_iter().flat_map(|host| host.users_of(id));
         for assignment in users.filter_map(|who| index.desired.get(who)) {
             let identity = &assignment.identity.key;
             let message = format!("{identity} on {key}: {text}");
             if identities.insert(identity.clone()) {
-                told.push(events::of_identity(
-                    &index,
-                    identity,
-                    reason,
-                    message.clone(),
-                ));
+                let event = events::of_identity(&index, identity, reason, message.clone());
+                events.push(event);
             }
-            if told.len() < MAX_POD_EVENTS {
-                told.push(events::of_pod(assignment, message));
+            if events.len() < MAX_POD_EVENTS {
+                events.push(events::of_pod(assignment, message));
             }
         }
     }
-    for note in told {
-        context.record_event(note);
+    for event in events {
+        context.record_event(event);
     }
     context.recheck_conditions(identities);
 }
 
-/// Tells pods that wait for a host that it cannot be read or changed.
-fn tell_pods(context: &Context, key: &HostKey, error: &HostError) {
-    let told: Vec<_> = {
+/// Records Events on pods that wait for a host: it cannot be read or changed.
+fn report_host(context: &Context, key: &HostKey, error: &HostError) {
+    let events: Vec<_> = {
         let index = context.index.lock();
         let Some(host) = index.hosts.get(key) else {
             return;
         };
-        let missing = |(id, _): &(&ResourceId, _)| host.has(id) != Some(true);
-        let waiting = host.wanted.iter().filter(missing);
-        let users = waiting.flat_map(|(_, users)| users);
-        let assignments = users.filter_map(|who| index.desired.get(who));
-        assignments
+        let waiting = host.waiting_users();
+        let waiting = waiting.filter_map(|who| index.desired.get(who));
+        waiting
             .take(MAX_POD_EVENTS)
             .map(|pod| events::of_pod(pod, format!("{key}: {}", error.text)))
             .collect()
     };
-    told.into_iter().for_each(|note| context.record_event(note));
+    for event in events {
+        context.record_event(event);
+    }
 }
 
 fn names(ids: &[ResourceId]) -> String {

@@ -1,4 +1,8 @@
-//! Events on the objects that people look at.
+//! Events: what `kubectl describe` shows on pods, bindings and identities.
+//!
+//! The writers, the hosts' workers and the watches make [`PendingEvent`]s and pass them to
+//! [`Context::record_event`](crate::context::Context::record_event); one task records them. So a slow API server delays no
+//! decision.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use podid_cluster::events::EventRecorder;
@@ -7,10 +11,11 @@ use podid_policy::facts::ObjectKey;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use crate::assigned::BindingEvent;
-use crate::index::{Index, Meta};
+use crate::assigned::reconcile::BindingEvent;
+use crate::index::Index;
+use crate::meta::Meta;
 
-/// An Event to be recorded.
+/// An Event that is to be recorded.
 #[derive(Debug, Clone)]
 pub(crate) struct PendingEvent {
     pub(crate) regarding: ObjectReference,
@@ -21,29 +26,32 @@ pub(crate) struct PendingEvent {
 
 /// Records Events until shutdown.
 pub(crate) async fn record(
-    events: EventRecorder,
-    mut notes: Receiver<PendingEvent>,
+    recorder: EventRecorder,
+    mut pending: Receiver<PendingEvent>,
     shutdown: CancellationToken,
 ) {
     loop {
-        let note = tokio::select! {
+        let event = tokio::select! {
             () = shutdown.cancelled() => return,
-            note = notes.recv() => note,
+            event = pending.recv() => event,
         };
-        let Some(note) = note else { return };
-        let PendingEvent {
+        let Some(PendingEvent {
             regarding,
             warning,
             reason,
             message,
-        } = note;
-        events.record(&regarding, warning, reason, &message).await;
+        }) = event
+        else {
+            return;
+        };
+        let recorded = recorder.record(&regarding, warning, reason, &message);
+        recorded.await;
     }
 }
 
-/// Tells on the binding that it took effect for a pod, or no longer does.
-pub(crate) fn of_binding(index: &Index, pod: &ObjectKey, news: BindingEvent) -> PendingEvent {
-    let (binding, reason, what, node) = match news {
+/// An Event on a binding: it has taken effect for a pod, or has ended.
+pub(crate) fn of_binding(index: &Index, pod: &ObjectKey, event: BindingEvent) -> PendingEvent {
+    let (binding, reason, what, node) = match event {
         BindingEvent::Applied { binding, node } => (binding, "BindingApplied", "applied to", node),
         BindingEvent::Removed { binding, node } => {
             (binding, "BindingRemoved", "removed from", node)
@@ -51,7 +59,7 @@ pub(crate) fn of_binding(index: &Index, pod: &ObjectKey, news: BindingEvent) -> 
     };
     PendingEvent {
         message: format!("binding {binding} {what} pod {pod} on node {node}"),
-        regarding: custom(
+        regarding: reference(
             "AzureIdentityBinding",
             &binding,
             index.bindings.get(&binding),
@@ -61,7 +69,7 @@ pub(crate) fn of_binding(index: &Index, pod: &ObjectKey, news: BindingEvent) -> 
     }
 }
 
-/// Tells on the identity what is wrong with it.
+/// A warning on an AzureIdentity.
 pub(crate) fn of_identity(
     index: &Index,
     identity: &ObjectKey,
@@ -69,14 +77,14 @@ pub(crate) fn of_identity(
     message: String,
 ) -> PendingEvent {
     PendingEvent {
-        regarding: custom("AzureIdentity", identity, index.identities.get(identity)),
+        regarding: reference("AzureIdentity", identity, index.identities.get(identity)),
         warning: true,
         reason,
         message,
     }
 }
 
-/// Tells on the pod that one of its identities cannot be attached.
+/// A warning on a pod: one of its identities is not attached.
 pub(crate) fn of_pod(assignment: &Assignment, message: String) -> PendingEvent {
     let regarding = ObjectReference {
         api_version: Some("v1".to_owned()),
@@ -94,7 +102,7 @@ pub(crate) fn of_pod(assignment: &Assignment, message: String) -> PendingEvent {
     }
 }
 
-/// Tells on an object that it cannot be used as it is.
+/// A warning on an object that podid cannot use as it is.
 pub(crate) fn of_malformed(
     kind: &str,
     key: &ObjectKey,
@@ -106,14 +114,14 @@ pub(crate) fn of_malformed(
         ..Meta::default()
     };
     PendingEvent {
-        regarding: custom(kind, key, Some(&meta)),
+        regarding: reference(kind, key, Some(&meta)),
         warning: true,
         reason: "Malformed",
         message,
     }
 }
 
-fn custom(kind: &str, key: &ObjectKey, meta: Option<&Meta>) -> ObjectReference {
+fn reference(kind: &str, key: &ObjectKey, meta: Option<&Meta>) -> ObjectReference {
     ObjectReference {
         api_version: Some("aadpodidentity.k8s.io/v1".to_owned()),
         kind: Some(kind.to_owned()),

@@ -1,4 +1,4 @@
-//! What people are told.
+//! Reports to people: conditions on AzureIdentities and Events.
 
 pub(crate) mod conditions;
 pub(crate) mod events;

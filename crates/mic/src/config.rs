@@ -1,4 +1,4 @@
-//! What the controller needs to be told.
+//! Configuration of the controller: what the flags of `podid mic` set.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,31 +12,31 @@ use podid_policy::matching::Scope;
 pub struct Config {
     /// This replica's name, unique among its peers: the pod's name.
     pub instance: String,
-    /// The controller's own namespace, where it records what it attached.
+    /// The controller's own namespace, where the ownership records are.
     pub namespace: String,
     /// The namespace of the leader Lease.
     pub lease_namespace: String,
     /// The name of the leader Lease.
     pub lease_name: String,
-    /// How long a claim to lead lasts without renewal; whole seconds.
+    /// How long the Lease lasts without renewal, in whole seconds.
     pub lease_duration: Duration,
-    /// Whether bindings reach beyond their namespace.
+    /// Whether bindings select pods of their own namespace only.
     pub scope: Scope,
     /// Identities that are never detached, by client id.
     pub immutable: BTreeSet<ClientId>,
-    /// How often each host that matters is compared with Azure.
+    /// How often each host is compared with Azure; one where nothing changes is compared less often.
     pub reconcile_interval: Duration,
-    /// How often every AzureAssignedIdentity is looked at again.
+    /// How often every AzureAssignedIdentity is compared with what it must be (resync).
     pub sync_interval: Duration,
     /// How long an identity stays on a host after its last pod left.
     pub linger: Duration,
-    /// How long a host must be quiet before changes are sent; they are sent after eight times this at the latest.
+    /// Debounce: how long no change of demand may come before a PATCH is sent; it is sent after eight times this at the latest.
     pub settle: Duration,
-    /// The first wait after a failure; doubled by every further one.
+    /// The back-off after a first failure; every further failure doubles it.
     pub retry_interval: Duration,
-    /// Whether objects in the capitalised spelling of older versions are rewritten in place.
+    /// Whether objects with the capitalised field names of old versions are rewritten in place.
     pub type_upgrade: bool,
-    /// The most AzureAssignedIdentity writes under way at once.
+    /// How many AzureAssignedIdentity writes may be under way at once.
     pub parallel_writes: usize,
     /// Where `/healthz` is served.
     pub probe: SocketAddr,

@@ -1,11 +1,29 @@
-//! The assignment controller: keeps the identities that pods need attached to the virtual machines and scale sets of their
-//! nodes, and AzureAssignedIdentity objects true.
+//! The assignment controller (`podid mic`): keeps the Azure identities that pods need attached to the virtual machines and scale sets
+//! of their nodes, and keeps the AzureAssignedIdentity objects true, which tell the node agents what is attached.
 //!
-//! Watches feed the index one synchronous step at a time (`watches`, `controller`). What follows from a step goes two ways: each
-//! host has a worker of its own that compares what pods need with what Azure shows and sends what differs (`host`, `worker`,
-//! `quarantine`), after recording what will be podid's (`ownership`); and writers make the objects say what is so (`queue`,
-//! `assigned`, `writer`). Everything is decided from what is so now, so that the next leader goes on wherever the last stopped
-//! (`term`).
+//! [`Mic`] is the whole of it: give it a [`Config`], a client of the API server and a [`HostClient`], bind its ports and run it.
+//!
+//! ```text
+//!   API server ──watches──► index ──┬─► work queue ─► writers ───────► AzureAssignedIdentity objects
+//!                             ▲     │
+//!                             │     └─► one worker per host ─► ownership record ─► HostClient (Azure Resource Manager)
+//!                             └── answers ──┘        │
+//!                                                    └─► conditions and Events
+//! ```
+//!
+//! Every event is one synchronous step of the index (`index`), and everything is decided from what is true now; so the next leader goes
+//! on wherever the last one stopped.
+//!
+//! | where | what is in it |
+//! | --- | --- |
+//! | `watches` | informers: how objects enter the index |
+//! | `index` | everything that the controller knows, one step per event |
+//! | `host` | attach and detach: one state machine and one worker per host, ownership record, quarantine and bisection, debounce, drift |
+//! | `assigned` | AzureAssignedIdentity objects: what to write, the work queue, the writers |
+//! | `report` | conditions of AzureIdentities, and Events |
+//! | `leadership` | leader election: when this replica may act |
+//! | `type_upgrade` | objects in the spelling of old versions |
+//! | `health`, `metrics` | `/healthz` and `/metrics` |
 
 mod assigned;
 #[doc(hidden)]
@@ -50,19 +68,19 @@ pub use host::cloud::{Fault, HostChange, HostClient, HostError, HostIdentities, 
 /// Why the controller stopped before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum MicError {
-    /// A part of it ended or panicked, which none may: a fault of podid.
+    /// A task ended or panicked before shutdown, which is a fault of podid.
     #[error(
         "the task {task} ended by itself: {cause}; this is a fault of podid, the process must be restarted"
     )]
     TaskEnded {
-        /// Which part.
+        /// The name of the task.
         task: &'static str,
         /// How it ended.
         cause: String,
     },
 }
 
-/// The bound sockets of the probe and the metrics.
+/// The bound sockets of the health probe and the metrics.
 #[derive(Debug)]
 pub struct Listeners {
     probe: TcpListener,
@@ -73,7 +91,7 @@ impl Listeners {
     /// The address of `/healthz`.
     ///
     /// # Errors
-    /// When the operating system does not tell it.
+    /// When the operating system does not say it.
     pub fn probe(&self) -> io::Result<SocketAddr> {
         self.probe.local_addr()
     }
@@ -81,13 +99,13 @@ impl Listeners {
     /// The address of `/metrics`.
     ///
     /// # Errors
-    /// When the operating system does not tell it.
+    /// When the operating system does not say it.
     pub fn metrics(&self) -> io::Result<SocketAddr> {
         self.metrics.local_addr()
     }
 }
 
-/// The controller.
+/// The controller: [`Mic::new`], [`Mic::bind`], [`Mic::run`].
 pub struct Mic {
     config: Config,
     client: kube::Client,
@@ -104,10 +122,10 @@ impl Mic {
         }
     }
 
-    /// Binds the ports of the probe and the metrics.
+    /// Binds the ports of the health probe and the metrics.
     ///
     /// # Errors
-    /// When an address is in use or not this machine's.
+    /// When an address is in use, or is no address of this machine.
     pub async fn bind(&self) -> io::Result<Listeners> {
         Ok(Listeners {
             probe: TcpListener::bind(self.config.probe).await?,
@@ -115,11 +133,10 @@ impl Mic {
         })
     }
 
-    /// Runs until shutdown. An API server or Azure that cannot be reached, at the start or later, is logged, counted and
-    /// waited for.
+    /// Runs until shutdown. While the API server or Azure cannot be reached, at the start or later, it logs that and tries again.
     ///
     /// # Errors
-    /// [`MicError`] when a part of the controller ended by itself.
+    /// [`MicError`] when a task of the controller ended by itself.
     pub async fn run(
         self,
         listeners: Listeners,
@@ -157,14 +174,14 @@ fn start_leading(
         duration: config.lease_duration,
     };
     let (sender, leading) = watch::channel(false);
-    let racing = run_leader_election(context.client.clone(), candidate, sender, shutdown.clone());
+    let election = run_leader_election(context.client.clone(), candidate, sender, shutdown.clone());
     tasks.spawn(async move {
-        racing.await;
+        election.await;
         "leader lease"
     });
-    let term = leadership::serve(context.clone(), leading, watch_statuses, shutdown.clone());
+    let leadership = leadership::serve(context.clone(), leading, watch_statuses, shutdown.clone());
     tasks.spawn(async move {
-        term.await;
+        leadership.await;
         "term"
     });
     let resync = leadership::resync(context.clone(), shutdown.clone());
@@ -181,37 +198,37 @@ fn start_writing(
     shutdown: &CancellationToken,
 ) {
     for _ in 0..context.config.parallel_writes.max(1) {
-        let writing = writer::write(context.clone(), shutdown.clone());
+        let writer = writer::write(context.clone(), shutdown.clone());
         tasks.spawn(async move {
-            writing.await;
+            writer.await;
             "writer"
         });
     }
-    let keeping = conditions::keep(context.clone(), shutdown.clone());
+    let conditions = conditions::keep(context.clone(), shutdown.clone());
     tasks.spawn(async move {
-        keeping.await;
+        conditions.await;
         "conditions"
     });
     if context.config.type_upgrade {
-        let upgrading = type_upgrade::keep(context.clone(), shutdown.clone());
+        let upgrade = type_upgrade::keep(context.clone(), shutdown.clone());
         tasks.spawn(async move {
-            upgrading.await;
+            upgrade.await;
             "type upgrade"
         });
     }
-    let events = EventRecorder::new(
+    let recorder = EventRecorder::new(
         context.client.clone(),
         "podid-mic",
         &context.config.instance,
     );
-    let recording = events::record(events, pending_events, shutdown.clone());
+    let recording = events::record(recorder, pending_events, shutdown.clone());
     tasks.spawn(async move {
         recording.await;
         "Events"
     });
 }
 
-/// Starts a worker for every host that needs one, and sees to it that no part ends unseen.
+/// Starts a worker for every host that needs one. A task that ends by itself ends the controller with an error.
 async fn oversee(
     context: &Arc<Context>,
     mut tasks: JoinSet<&'static str>,

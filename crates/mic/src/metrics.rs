@@ -1,4 +1,7 @@
-//! Metrics in the Prometheus text format, under the names that AAD Pod Identity gave them and a few of podid's own.
+//! Metrics (counters, histograms, gauges) in the Prometheus text format: under the names that AAD Pod Identity gave them, and a few of
+//! podid's own.
+//!
+//! The tasks count what they do; [`crate::health`] renders the text.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,10 +11,13 @@ use parking_lot::Mutex;
 
 use crate::host::cloud::Fault;
 
+/// The prefix of the names that AAD Pod Identity has, too.
 const PREFIX: &str = "aadpodidentity_";
+/// The upper bounds, in seconds, of a write to the API server.
 const OBJECT_BUCKETS: [f64; 18] = [
     0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0,
 ];
+/// The upper bounds, in seconds, of a call to Azure, which may take minutes.
 const CLOUD_BUCKETS: [f64; 11] = [
     0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1200.0,
 ];
@@ -64,11 +70,11 @@ struct Numbers {
     drifts: u64,
 }
 
-/// Counters and histograms. Label values are all known in advance.
+/// Counters and histograms. All label values are known in advance, so that the memory is bounded.
 #[derive(Default)]
 pub(crate) struct Metrics(Mutex<Numbers>);
 
-/// What is so at the moment, read when the metrics are.
+/// Gauges: what is true at the moment of the scrape.
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
     pub(crate) leading: bool,
@@ -97,7 +103,7 @@ impl Metrics {
         *self.0.lock().api_errors.entry(operation).or_default() += 1;
     }
 
-    /// A call to Azure, and how it failed if it did.
+    /// A call to Azure, and the fault if it failed.
     pub(crate) fn cloud(&self, operation: &'static str, took: Duration, fault: Option<Fault>) {
         let mut numbers = self.0.lock();
         let histogram = numbers.cloud.entry(operation).or_default();
@@ -113,7 +119,7 @@ impl Metrics {
         self.0.lock().drifts += 1;
     }
 
-    /// A host was brought to where it should be.
+    /// A change of a host was carried out.
     pub(crate) fn cycle(&self, took: Duration) {
         let mut numbers = self.0.lock();
         numbers.cycles.observe(&CLOUD_BUCKETS, took.as_secs_f64());
@@ -123,7 +129,7 @@ impl Metrics {
         self.0.lock().elections += 1;
     }
 
-    /// Everything as text.
+    /// All metrics as text.
     pub(crate) fn text(&self, gauges: &Gauges) -> String {
         let numbers = self.0.lock();
         let mut out = Text(String::new());

@@ -1,4 +1,7 @@
-//! What the controller asks of Azure, as a trait so that tests can stand in for it.
+//! The client of Azure as the controller needs it: reads and changes the identities of virtual machines and scale sets.
+//!
+//! A host's worker ([`super::worker`]) calls it. [`HostClient`] is a trait so that tests can take Azure's place; [`Arm`] is what runs in
+//! production. Every failure is one [`Fault`], which says what to do next.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,33 +16,33 @@ use podid_policy::ids::{ClientId, HostKey, ResourceId};
 pub struct HostIdentities {
     /// Whether the host has a system-assigned identity.
     pub system: bool,
-    /// The user-assigned ones, with their client ids where Azure tells them.
+    /// The user-assigned identities, with their client ids where Azure tells them.
     pub user: BTreeMap<ResourceId, Option<ClientId>>,
-    /// The version of the host that is known; `None` once it has been changed since.
+    /// The host's version (etag) with which a change is fenced; `None` where Azure did not tell the one after a change.
     pub etag: Option<String>,
 }
 
 /// One change of a host's identities.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostChange {
-    /// To be attached.
+    /// The identities to be attached.
     pub attach: Vec<ResourceId>,
-    /// To be detached.
+    /// The identities to be detached.
     pub detach: Vec<ResourceId>,
 }
 
-/// What a failed call means for what to do next.
+/// The cause of a failed call, by what must be done next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// Some identity of the change does not exist; the text may name it.
+    /// An identity of the change does not exist; the error may name it.
     IdentityNotFound,
-    /// The controller may not attach some identity of the change; the text may name it.
+    /// The controller may not attach an identity of the change; the error may name it.
     IdentityForbidden,
-    /// Azure refuses the change as it stands.
+    /// Azure refuses the change for another reason.
     Refused,
-    /// Too many calls.
+    /// There were too many calls.
     Throttled,
-    /// Somebody else changes the host at this moment.
+    /// Another change of the host is under way.
     Conflict,
     /// The host does not exist.
     NoHost,
@@ -47,12 +50,12 @@ pub enum Fault {
     Forbidden,
     /// Azure refuses the controller's own credential.
     Credential,
-    /// Azure cannot be reached, does not answer in time, or fails; it is not known whether the change was made.
+    /// Azure cannot be reached, does not answer in time, or fails; whether the change was made is unknown.
     Unavailable,
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults, in the order of the metrics.
     pub(crate) const ALL: [Self; 9] = [
         Self::IdentityNotFound,
         Self::IdentityForbidden,
@@ -65,7 +68,7 @@ impl Fault {
         Self::Unavailable,
     ];
 
-    /// The stable name, for conditions, metrics and logs.
+    /// The stable name in conditions, metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::IdentityNotFound => "IdentityNotFound",
@@ -80,7 +83,7 @@ impl Fault {
         }
     }
 
-    /// Whether an identity of the change is to blame, rather than the host or Azure.
+    /// Whether the cause is an identity of the change and not the host or Azure.
     pub fn is_of_identity(self) -> bool {
         matches!(
             self,
@@ -93,28 +96,28 @@ impl Fault {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct HostError {
-    /// What to do about it.
+    /// The cause.
     pub fault: Fault,
-    /// What Azure said, for a person.
+    /// What Azure said, for people.
     pub text: String,
-    /// The identities that Azure blames, where it names them.
+    /// The identities that Azure names as the cause.
     pub identities: Vec<ResourceId>,
-    /// How long Azure asked to wait.
+    /// How long Azure asks to wait.
     pub retry_after: Option<Duration>,
-    /// Whether the change may have been made, or a part of it.
+    /// Whether the change, or a part of it, may have been made or may still be under way.
     pub outcome_unknown: bool,
 }
 
-/// Reads and changes the identities of virtual machines and scale sets. Calls end by themselves within a bounded time.
+/// Reads and changes the identities of virtual machines and scale sets. Every call ends within a bounded time.
 pub trait HostClient: Send + Sync + 'static {
-    /// What is on the host: one GET.
+    /// The identities on the host, by one GET.
     fn identities<'a>(
         &'a self,
         host: &'a HostKey,
     ) -> BoxFuture<'a, Result<HostIdentities, HostError>>;
 
-    /// Makes one change and waits until Azure has carried it out. `seen` is what the caller last saw on the host, of which the
-    /// change must still be true; it has at most [`MAX_CHANGE`] entries. Gives the host's version afterwards, where Azure tells it.
+    /// Makes one change of at most [`MAX_CHANGE`] identities and waits until Azure has carried it out. `seen` is what the last read has
+    /// shown, and fences the change. Returns the host's version afterwards, where Azure tells it.
     fn patch<'a>(
         &'a self,
         host: &'a HostKey,
@@ -122,14 +125,14 @@ pub trait HostClient: Send + Sync + 'static {
         change: &'a HostChange,
     ) -> BoxFuture<'a, Result<Option<String>, HostError>>;
 
-    /// The client id of an identity as it is in Azure; `None` when there is none of this name. One GET.
+    /// The client id that an identity has in Azure, by one GET; `None` when there is no such identity.
     fn client_id<'a>(
         &'a self,
         id: &'a ResourceId,
     ) -> BoxFuture<'a, Result<Option<ClientId>, HostError>>;
 }
 
-/// The most identities that Azure takes in one PATCH, attached and detached together.
+/// Azure takes at most 150 identities in one PATCH, attached and detached ones together.
 pub const MAX_CHANGE: usize = 150;
 
 impl HostClient for Arm {

@@ -292,6 +292,7 @@ fn report_identity(
 ) {
     let mut identities = BTreeSet::new();
     let mut events = Vec::new();
+    let mut pods = 0;
     {
         let index = context.index.lock();
         let host = index.hosts.get(key);
@@ -303,7 +304,8 @@ fn report_identity(
                 let event = events::of_identity(&index, identity, reason, message.clone());
                 events.push(event);
             }
-            if events.len() < MAX_POD_EVENTS {
+            if pods < MAX_POD_EVENTS {
+                pods += 1;
                 events.push(events::of_pod(assignment, message));
             }
         }

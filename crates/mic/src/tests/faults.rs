@@ -551,3 +551,27 @@ async fn objects_in_the_old_spelling_are_rewritten_once_and_work_before() {
     assert_eq!((world.assigned(), world.azure.patches().len()), (1, 1));
     mic.stop().await;
 }
+
+fn event_count(world: &World, reason: &str) -> usize {
+    world.api.count("events", |event| event["reason"] == reason)
+}
+
+#[tokio::test(start_paused = true)]
+async fn drift_is_told_on_ten_pods_besides_the_identity() {
+    let world = World::new();
+    world.node("n1", 1, 0);
+    world.bound(1);
+    for n in 0..12 {
+        world.pod(&format!("p{n}"), "n1", "s1");
+    }
+    let mic = world.start(config("mic-0")).await;
+    world.until("assigned", |w| w.assigned() == 12).await;
+    world.azure.0.lock().attached.clear();
+    world
+        .until("repaired", |w| w.azure.attached(&host(1)) == only(&[1]))
+        .await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(event_count(&world, "IdentityDetached"), 1);
+    assert_eq!(event_count(&world, "IdentityNotAttached"), 10);
+    mic.stop().await;
+}

@@ -52,6 +52,19 @@ async fn a_grant_ends_when_the_watch_says_so() {
     }
 }
 
+/// At a takeover the new node agent answers the kubelet's probes of both pods, and its rules are in place a moment later.
+#[tokio::test]
+async fn a_readiness_probe_waits_for_what_is_about_to_be_ready() {
+    let rig = rig_that_waits(false, |_| {}).await;
+    let (status, ()) = tokio::join!(rig.ready(), async {
+        rig.api.up.send_replace(true);
+        rig.until(200).await;
+        rig.active.send_replace(true);
+    });
+    assert_eq!(status, 200);
+    rig.end().await;
+}
+
 #[tokio::test]
 async fn probes_and_metrics_are_served_under_the_names_that_are_known() {
     let rig = rig(|_| {}).await;

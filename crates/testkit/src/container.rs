@@ -241,7 +241,7 @@ fn arguments(template: &Value, name: &str, kubelet: &Kubelet) -> Result<Vec<Stri
     only(
         pod,
         "serviceAccountName automountServiceAccountToken priorityClassName hostNetwork hostPID dnsPolicy nodeSelector \
-         tolerations affinity restartPolicy securityContext containers initContainers volumes",
+         tolerations affinity topologySpreadConstraints restartPolicy securityContext containers initContainers volumes",
     )?;
     let container = ["initContainers", "containers"]
         .iter()
@@ -251,7 +251,7 @@ fn arguments(template: &Value, name: &str, kubelet: &Kubelet) -> Result<Vec<Stri
     // Ports are a declaration; probes are the test's to ask.
     only(
         container,
-        "name image imagePullPolicy command args env ports livenessProbe readinessProbe resources securityContext volumeMounts",
+        "name image imagePullPolicy command args env ports livenessProbe readinessProbe startupProbe resources securityContext volumeMounts",
     )?;
     let mut arguments = vec![format!("--network=ns:/run/netns/{}", kubelet.netns)];
     if pod["hostPID"] == true {

@@ -19,13 +19,15 @@ use crate::http::request::SELF_CHECK_PATH;
 
 /// How long the metadata listener may take to answer, within the kubelet's own timeout of the probe.
 const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long `/readyz` waits before it answers 503, within the kubelet's timeout of the probe, which is 3 s in the manifests.
+const READINESS_WAIT: Duration = Duration::from_secs(2);
 
 /// Serves the probes until shutdown.
 ///
 /// | probe | 200 | 503 |
 /// | --- | --- | --- |
 /// | `/healthz` | `Active` while requests are intercepted, else `Not Active`, as AAD Pod Identity says | `metadata`, the metadata listener, does not answer |
-/// | `/readyz` | tokens can be served | the cluster's objects are not known, or requests are not intercepted |
+/// | `/readyz` | tokens can be served | for 2 s the cluster's objects are not known, or requests are not intercepted |
 ///
 /// # Errors
 /// The listener cannot be used.
@@ -61,22 +63,35 @@ pub(crate) async fn probe(
         )
         .route(
             "/readyz",
-            get(move || {
-                let answer = match (context.is_synced(), *active.borrow()) {
-                    (true, true) => (StatusCode::OK, "ready"),
-                    (false, _) => (
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "the cluster's objects are not known yet",
-                    ),
-                    (_, false) => (
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "requests are not intercepted yet",
-                    ),
-                };
-                async move { answer }
-            }),
+            get(move || readiness(Arc::clone(&context), active.clone())),
         );
     serve(listener, router, shutdown).await
+}
+
+/// Waits for what is missing, because it is missing for a moment at every start and takeover, and the kubelet writes an Event of
+/// each 503.
+async fn readiness(
+    context: Arc<Context>,
+    mut active: Receiver<bool>,
+) -> (StatusCode, &'static str) {
+    let mut changes = context.changes.subscribe();
+    let ready = async {
+        while !context.is_synced() && changes.changed().await.is_ok() {}
+        // An error means that the process ends.
+        let _ = active.wait_for(|active| *active).await;
+    };
+    let _ = tokio::time::timeout(READINESS_WAIT, ready).await;
+    match (context.is_synced(), *active.borrow()) {
+        (true, true) => (StatusCode::OK, "ready"),
+        (false, _) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the cluster's objects are not known yet",
+        ),
+        (_, false) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "requests are not intercepted yet",
+        ),
+    }
 }
 
 /// Whether the metadata listener answers a request.

@@ -52,8 +52,9 @@ fn pod(install: &Install) -> Value {
                 "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } },
             }],
             "ports": [{ "name": "metrics", "containerPort": 8888, "protocol": "TCP" }],
-            "livenessProbe": probe("/healthz"),
-            "readinessProbe": probe("/healthz"),
+            // Without a readiness probe the kubelet asks nothing of a pod that ends, and so warns of nothing in a rolling update.
+            "startupProbe": { "httpGet": health(), "initialDelaySeconds": 1, "periodSeconds": 1, "failureThreshold": 30 },
+            "livenessProbe": { "httpGet": health(), "periodSeconds": 5, "failureThreshold": 6 },
             "resources": {
                 "requests": { "cpu": "100m", "memory": "64Mi" },
                 "limits": { "memory": "512Mi" },
@@ -71,9 +72,6 @@ fn pod(install: &Install) -> Value {
     })
 }
 
-fn probe(path: &str) -> Value {
-    json!({
-        "httpGet": { "path": path, "port": 8080 },
-        "periodSeconds": 5, "failureThreshold": 6,
-    })
+fn health() -> Value {
+    json!({ "path": "/healthz", "port": 8080 })
 }

@@ -93,6 +93,7 @@ pub(super) fn security(capabilities: &[&str]) -> Value {
 fn probe(path: &str) -> Value {
     json!({
         "httpGet": { "path": path, "port": PROBES },
-        "periodSeconds": 5, "failureThreshold": 6,
+        // nmi waits up to 2 s itself for what a takeover changes.
+        "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 6,
     })
 }

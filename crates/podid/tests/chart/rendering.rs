@@ -323,6 +323,20 @@ async fn mic_leaves_a_dead_node_soon_unless_told_otherwise() {
     assert_eq!(seconds(&objects), [[Some(30)], [None]]);
 }
 
+/// The kubelet writes a Warning for each probe that fails, also of pods that are told to end.
+#[tokio::test]
+async fn a_pod_that_ends_in_a_rolling_update_is_asked_for_nothing_that_it_no_longer_has() {
+    let objects = rendered(&["--set", IMAGES]).await;
+    let container = |kind: &str, name: &str| {
+        find(&objects, kind, name).unwrap()["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    let mic = container("Deployment", "podid-mic");
+    assert!(mic["readinessProbe"].is_null() && mic["startupProbe"].is_object());
+    // The node agent before and the one after it share the port, and the second waits before it says no.
+    let nmi = container("DaemonSet", "podid-nmi");
+    assert_eq!(nmi["readinessProbe"]["timeoutSeconds"], 3);
+}
+
 fn text_of(objects: &[Value]) -> String {
     objects.iter().map(Value::to_string).collect()
 }

@@ -222,9 +222,12 @@ impl World {
         Container::start(template, "nmi", &kubelet).unwrap()
     }
 
-    /// Waits until the readiness probe of a container of a template succeeds, asked from the node.
+    /// Waits until the probe by which a template's container becomes ready succeeds, asked from the node.
     pub fn until_ready(&self, template: &Value, at: Ipv4Addr, container: &Container) {
-        let probe = &template["spec"]["containers"][0]["readinessProbe"]["httpGet"];
+        let container_spec = &template["spec"]["containers"][0];
+        let probes =
+            ["readinessProbe", "startupProbe"].map(|kind| &container_spec[kind]["httpGet"]);
+        let probe = probes.into_iter().find(|probe| !probe.is_null()).unwrap();
         let url = format!(
             "http://{at}:{}{}",
             probe["port"],

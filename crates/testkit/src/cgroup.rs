@@ -50,10 +50,30 @@ impl PodGroup {
         for root in &made.roots {
             let mut group = root.clone();
             make(&group)?;
-            for name in std::iter::once(&*format!("pod{uid}")).chain(container) {
+            for name in ["kubepods", &*format!("pod{uid}")]
+                .into_iter()
+                .chain(container)
+            {
                 group.push(name);
                 make(&group)?;
             }
+            made.groups.push(group);
+        }
+        Ok(made)
+    }
+
+    /// The group of another pod of the same kubelet.
+    ///
+    /// # Errors
+    /// When control groups cannot be written to.
+    pub fn beside(&self, uid: &str) -> io::Result<Self> {
+        let mut made = Self {
+            groups: Vec::new(),
+            roots: self.roots.clone(),
+        };
+        for root in &self.roots {
+            let group = root.join("kubepods").join(format!("pod{uid}"));
+            make(&group)?;
             made.groups.push(group);
         }
         Ok(made)

@@ -171,6 +171,31 @@ fn a_pod_on_the_host_network_has_no_identity() {
     assert!(said.contains("host network"), "{said}");
 }
 
+/// On control groups of version 2, where nmi has a cgroup namespace of its own.
+#[test]
+fn pods_on_the_host_network_are_caught_and_the_node_is_not() {
+    let mut world = world(&["--attest=address"]);
+    world.nmi.take();
+    world.start_contained_nmi(
+        PidNamespace::Machine,
+        &["--attest=address", "--intercept-host-network=pods"],
+    );
+    world.wait_until_ready();
+    let (status, body) = world.ask_on_host_network("0b1f6c2e-7a3d-4b0e-9a55-1d2c3b4a5f60");
+    let said = body["error_description"].as_str().unwrap_or_default();
+    assert_eq!(status, 400, "{said}");
+    assert!(said.contains("host network"), "{said}");
+    let before = world.asked();
+    let (_, said) = given(&world, "node").unwrap_err();
+    assert!(!said.contains("host network"), "{said}");
+    assert_eq!(
+        world.asked(),
+        before + 1,
+        "the node's own request is not caught"
+    );
+    assert!(!world.log().contains("WARN"), "{}", world.log());
+}
+
 #[test]
 fn an_api_server_that_is_away_is_not_missed() {
     let mut world = world(&["--attest=address"]);

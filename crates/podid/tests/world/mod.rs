@@ -133,12 +133,13 @@ impl World {
     }
 
     /// Starts nmi as a container runtime does on a node whose control groups are of version 2: in its pod's group, beyond which
-    /// its cgroup namespace shows no names, so that of its own pod it sees no uid.
+    /// its cgroup namespace shows no names, so that of its own pod it sees no uid. It has the mounts and capabilities that the
+    /// chart gives it for `nmi.interceptHostNetwork=pods`.
     pub fn start_contained_nmi(&mut self, pids: PidNamespace, flags: &[&str]) {
         let group = PodGroup::of_container("3f2504e0-4f89-41d3-9a0c-0305e82c3301", "nmi").unwrap();
         let netns = self.net.name("node");
         let enter = format!(
-            "{} && exec ip netns exec {netns} unshare --cgroup \"$0\" \"$@\"",
+            "{} && exec ip netns exec {netns} sh -c '{MOUNTS} && exec unshare --cgroup {CONFINED} \"$0\" \"$@\"' \"$0\" \"$@\"",
             join(&group)
         );
         let mut command = process::command(None, "unshare");
@@ -330,13 +331,19 @@ impl World {
             "Metadata: true",
             TOKEN,
         ];
-        let output = self.net.run(pod, "curl", &[&basic, more].concat());
-        let text = String::from_utf8_lossy(&output.stdout);
-        let (body, status) = text.rsplit_once('\n').unwrap_or_default();
-        (
-            status.parse().unwrap_or(0),
-            serde_json::from_str(body).unwrap_or_default(),
-        )
+        answer(&self.net.run(pod, "curl", &[&basic, more].concat()))
+    }
+
+    /// As [`World::ask`], from another pod of nmi's kubelet that is on the host's network.
+    pub fn ask_on_host_network(&self, uid: &str) -> (u16, Value) {
+        let group = self.nmi_group.as_ref().unwrap().beside(uid).unwrap();
+        let netns = self.net.name("node");
+        let line = format!(
+            "{} && exec ip netns exec {netns} curl -sS --noproxy '*' --max-time 10 -w '\n%{{http_code}}' -H 'Metadata: true' '{TOKEN}'",
+            join(&group)
+        );
+        let mut enter = process::command(None, "sh");
+        answer(&enter.args(["-c", &line]).output().unwrap())
     }
 
     /// How often the node's own metadata service was asked.
@@ -388,6 +395,22 @@ fn claims(token: &str) -> Value {
 }
 
 /// The shell's words by which it joins a control group.
+/// The node's control groups of version 2, and a bpf file system.
+const MOUNTS: &str = "mount -t cgroup2 none /sys/fs/cgroup && mount -t bpf none /sys/fs/bpf";
+/// What the chart lets nmi do.
+const CONFINED: &str =
+    "setpriv --no-new-privs --bounding-set=-all,+net_admin,+net_bind_service,+net_raw,+bpf";
+
+/// curl's answer with its status in the last line.
+fn answer(output: &Output) -> (u16, Value) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (body, status) = text.rsplit_once('\n').unwrap_or_default();
+    (
+        status.parse().unwrap_or(0),
+        serde_json::from_str(body).unwrap_or_default(),
+    )
+}
+
 fn join(group: &PodGroup) -> String {
     let procs = group.procs();
     let lines: Vec<String> = procs

@@ -19,8 +19,8 @@ use crate::http::rate_limit::RateLimiter;
 use crate::metrics::Metrics;
 use crate::token::cache::Cache;
 use crate::token::instrumented::Instrumented;
-use crate::token::object_id::ObjectIds;
-use crate::token::prefetch::RequestedResources;
+use crate::token::object_id_cache::ObjectIdCache;
+use crate::token::requested_resources::RequestedResources;
 use crate::token::source::Upstream;
 
 /// The shared state.
@@ -37,7 +37,7 @@ pub(crate) struct Context {
     pub(crate) rate_limiter: Arc<RateLimiter>,
     pub(crate) refusal_log: LogLimit,
     pub(crate) requested_resources: RequestedResources,
-    pub(crate) object_ids: ObjectIds,
+    pub(crate) object_id_cache: ObjectIdCache,
     /// The tenant of the user-assigned identities, once the metadata service has said it.
     pub(crate) tenant: OnceCell<String>,
     pub(crate) final_drain: FinalDrain,
@@ -71,7 +71,7 @@ impl Context {
             rate_limiter: Arc::new(RateLimiter::new(config.pod_requests)),
             refusal_log: LogLimit::default(),
             requested_resources: RequestedResources::default(),
-            object_ids: ObjectIds::default(),
+            object_id_cache: ObjectIdCache::default(),
             tenant: OnceCell::new(),
             final_drain: FinalDrain::default(),
             synced: AtomicBool::new(false),

@@ -1,4 +1,7 @@
-//! Metrics: the original's names with bounded labels, and podid's own.
+//! Metrics: AAD Pod Identity's names with bounded labels, and podid's own.
+//!
+//! Every task counts here; `lifecycle/health.rs` serves the text. Labels are bounded, because pods choose resources and a label value
+//! costs memory for as long as the process runs.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64};
@@ -19,7 +22,7 @@ use tokio::sync::watch::Receiver;
 
 use crate::token::source::SourceError;
 
-/// Resources that are told apart; pods can make up any.
+/// Resources that have a label value of their own; all others share `other`.
 const RESOURCES: [&str; 8] = [
     "management.azure.com",
     "storage.azure.com",
@@ -30,7 +33,8 @@ const RESOURCES: [&str; 8] = [
     "graph.microsoft.com",
     "management.core.windows.net",
 ];
-/// The original's buckets begin at half a second; requests are answered in far less.
+/// Upper bounds of the histograms, in seconds. A cached token is answered in 0.1 ms, so that AAD Pod Identity's buckets, which begin
+/// at 0.5 s, would not tell fast from slow.
 const BUCKETS: [f64; 15] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0,
     100.0,
@@ -67,7 +71,8 @@ struct Build {
 /// Every metric of the node agent.
 pub struct Metrics {
     registry: RwLock<Registry>,
-    keeper: OnceLock<Receiver<podid_intercept::State>>,
+    /// The state of the interception rules; unset when requests are not intercepted.
+    interception: OnceLock<Receiver<podid_intercept::State>>,
     operations: Family<Operation, Histogram>,
     tokens: Family<Outcome, Counter>,
     refusals: Family<Outcome, Counter>,
@@ -104,7 +109,7 @@ impl Default for Metrics {
                 "Time to get a token from its issuer: the metadata service (adal_token_msi_userassignedid) or Entra (adal_token)",
                 Family::new_with_constructor(histogram),
             ),
-            // The original's counters have no suffix, which this format gives to every counter; so they are exported as gauges.
+            // Gauges, because AAD Pod Identity's names have no `_total`, which this format adds to every counter.
             upstream_errors: add(
                 &mut registry,
                 "aadpodidentity_imds_operations_errors_count",
@@ -178,7 +183,7 @@ impl Default for Metrics {
                 Family::default(),
             ),
             registry: RwLock::new(registry),
-            keeper: OnceLock::new(),
+            interception: OnceLock::new(),
         }
     }
 }
@@ -193,7 +198,7 @@ fn histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// A request was answered.
+    /// Counts an answered request.
     pub fn answered(
         &self,
         endpoint: &'static str,
@@ -206,24 +211,24 @@ impl Metrics {
             operation_type: endpoint,
             status_code: status,
             namespace: namespace.to_owned(),
-            resource: known(resource),
+            resource: known_resource(resource),
         };
         self.operations
             .get_or_create(&labels)
             .observe(took.as_secs_f64());
     }
 
-    /// A token was given.
+    /// Counts a token that was given.
     pub fn token(&self, how: &'static str) {
         self.tokens.get_or_create(&Outcome { reason: how }).inc();
     }
 
-    /// A request got no token.
+    /// Counts a refused request.
     pub fn refused(&self, reason: &'static str) {
         self.refusals.get_or_create(&Outcome { reason }).inc();
     }
 
-    /// How the watch of a kind is doing.
+    /// Sets the status of the watch of a kind.
     pub fn watch(&self, kind: &'static str, health: &podid_cluster::watch::WatchStatus) {
         let running = health.synced && health.trouble.is_none();
         self.synced
@@ -233,7 +238,7 @@ impl Metrics {
         self.malformed.get_or_create(&Kind { kind }).set(count);
     }
 
-    /// A token was asked of its issuer.
+    /// Counts a call to an issuer for a token.
     pub fn fetched(
         &self,
         identity: &IdentityFacts,
@@ -258,24 +263,24 @@ impl Metrics {
         }
     }
 
-    /// A request to the API server failed.
+    /// Counts a failed request to the API server.
     pub fn api_failed(&self, operation_type: &'static str) {
         let operation = Type { operation_type };
         self.kubernetes_errors.get_or_create(&operation).inc();
     }
 
-    /// From now on the keeper of the interception rules is asked how it is doing; without one nothing is to be intercepted.
-    pub fn intercepted_by(&self, keeper: Receiver<podid_intercept::State>) {
-        // A second keeper there is not.
-        let _ = self.keeper.set(keeper);
+    /// Reads the state of the interception rules from here on. Without it nothing is to be intercepted.
+    pub fn intercepted_by(&self, state: Receiver<podid_intercept::State>) {
+        // It is set once per process.
+        let _ = self.interception.set(state);
     }
 
     fn observe_interception(&self) {
-        let Some(keeper) = self.keeper.get() else {
+        let Some(state) = self.interception.get() else {
             self.in_place.set(1);
             return;
         };
-        let state = keeper.borrow();
+        let state = state.borrow();
         self.in_place.set(i64::from(state.in_place));
         for (reason, count) in [
             ("checked", state.checks),
@@ -298,18 +303,19 @@ impl Metrics {
         self.dropped.inc();
     }
 
-    /// The text that Prometheus reads.
+    /// The text that Prometheus scrapes, with the number of cached tokens.
     pub fn text(&self, cached: usize) -> String {
         self.observe_interception();
         self.cached.set(i64::try_from(cached).unwrap_or(i64::MAX));
         let mut text = String::new();
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry.read());
         text
     }
 }
 
-fn known(resource: &str) -> &'static str {
+/// The label value of a resource.
+fn known_resource(resource: &str) -> &'static str {
     let host = resource
         .trim_start_matches("https://")
         .trim_end_matches('/');

@@ -1,4 +1,4 @@
-//! Refusal: every reason for which a request gets no token, each once, with its stable name, its HTTP status and its words.
+//! Refusal: every reason for which a request gets no token, each once, with its stable name, its HTTP status and its text.
 //!
 //! The rooms `http`, `caller` and `token` return it; `http/response.rs` renders it.
 
@@ -82,21 +82,21 @@ pub(crate) enum Refusal {
     /// What came is not HTTP.
     #[error("the request is not valid HTTP/1.1")]
     Malformed,
-    /// The body is too long or does not arrive.
+    /// The body is too long or does not arrive in time.
     #[error("the request's body is longer than 64 KiB, or did not arrive")]
     Body,
-    /// The metadata service pointed elsewhere.
+    /// The metadata service answered with a redirection.
     #[error("the metadata service answered with a redirection, which no client of it expects")]
     Redirected,
     /// The query is refused.
     #[error(transparent)]
     Query(#[from] QueryError),
-    /// The category of metadata is not for pods.
+    /// Pods may not read this category of metadata.
     #[error(
         "/metadata/{0} is not served to pods; an operator can allow it with --allow-metadata-paths, or exempt the pod with an AzurePodIdentityException"
     )]
     Category(String),
-    /// The caches are not filled yet.
+    /// The index is not complete yet.
     #[error("podid is starting and has not read the cluster's objects yet; ask again")]
     Starting,
     /// No pod has the caller's address, and none is waiting for one.
@@ -104,31 +104,31 @@ pub(crate) enum Refusal {
         "Identity not found: no pod of this node has the address {0}; pods on the host network cannot be told apart and get no identity"
     )]
     UnknownCaller(IpAddr),
-    /// No pod has the caller's address yet.
+    /// No pod has the caller's address so far, and some pod of this node has none yet.
     #[error("the pod with the address {0} is not known yet; ask again")]
     UnknownYet(IpAddr),
-    /// The pod that the node asks for is not here.
+    /// The pod that the node names is not on this node.
     #[error("no pod {0} runs on this node")]
     UnknownPod(ObjectKey),
-    /// The node asks for a pod that has its tokens from the metadata service itself.
+    /// The pod that the node names is exempted, so that it has its tokens from the metadata service itself.
     #[error(
         "AzurePodIdentityException {exception} exempts pod {pod}; it has no identity of podid's"
     )]
     Exempted {
         /// The pod.
         pod: ObjectKey,
-        /// What exempts it.
+        /// The exception that exempts it.
         exception: ObjectKey,
     },
-    /// The node must say which pod it asks for.
+    /// The node does not say which pod it asks for.
     #[error("the headers podname and podns must name the pod whose token is asked for")]
     NoPodNamed,
-    /// A pod's token is asked for by somebody who is not the node.
+    /// A caller that is not the node asks for a token of a pod that it names.
     #[error(
         "a pod's token is given to the node's own programs only, by the Unix socket that --host-token-socket names"
     )]
     NotTheNode,
-    /// The metadata service does not tell its tenant.
+    /// The metadata service does not say its tenant.
     #[error("the metadata service does not tell which tenant its identities are of; ask again")]
     NoTenant,
     /// Several pods have the caller's address.
@@ -141,7 +141,7 @@ pub(crate) enum Refusal {
         "the address {0} belongs to another pod than when this connection was opened; connect again"
     )]
     ChangedHands(IpAddr),
-    /// The address is a pod's by what the API server says, and not by what the node's kernel says.
+    /// The API server says that the address is this pod's, and the node's kernel says that it is not.
     #[error(
         "the address {address} is pod {pod}'s as far as the API server says, but on this node it leads to somebody else; a pod that has just got the address asks again"
     )]
@@ -154,10 +154,10 @@ pub(crate) enum Refusal {
     /// The grant changed while the token was fetched.
     #[error("what pod {0} is granted changed while its token was fetched; ask again")]
     GrantChanged(ObjectKey),
-    /// The rules grant nothing.
+    /// The rules grant no identity.
     #[error("Identity not found: {0}")]
     Denied(DenialReason),
-    /// Granted, and not yet on the pod's host.
+    /// The identity is granted and not on the pod's host yet.
     #[error(
         "identity {identity} is granted to pod {pod} and not yet assigned to its node; see `kubectl describe azureassignedidentity`; ask again"
     )]
@@ -170,13 +170,13 @@ pub(crate) enum Refusal {
     /// The caller has too many connections or sends too many requests.
     #[error("too many requests or open connections from this pod; keep tokens until they expire")]
     Busy,
-    /// Too many requests for the metadata service itself.
+    /// Too many requests are forwarded to the metadata service.
     #[error("too many requests of this node for the metadata service itself; ask again")]
     Crowded,
-    /// The token cannot be had.
+    /// The issuer gives no token.
     #[error("the token cannot be had: {0}")]
     Source(#[from] Arc<SourceError>),
-    /// The metadata service did not answer an exempted pod.
+    /// The metadata service did not answer a forwarded request.
     #[error("{0}")]
     Upstream(podid_azure::Error),
 }

@@ -1,4 +1,7 @@
-//! What the node agent knows of the cluster: few fields of few objects, by what requests ask for.
+//! Index: the objects of the cluster that matter on this node, by what a request asks for: the caller's address and its binding label.
+//!
+//! `watches.rs` writes it, one object at a time; requests read it through `Context`. It guards the API server: a request whose caller
+//! is in it causes no call.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -12,53 +15,57 @@ use podid_policy::matching::{BINDING_LABEL, Scope, exempts, grants};
 use podid_policy::reason::DenialReason;
 use podid_policy::verdict::{PolicyObjects, RequestedIdentity, Verdict, authorize};
 
-/// Who has an address.
+/// Which pod has an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// This pod and no other.
     Pod(Arc<PodFacts>),
     /// Several live pods.
     Ambiguous,
-    /// No pod, and some pod of this node has no address yet.
+    /// No pod so far; it may be one of this node's pods that have no address yet.
     NotYet,
     /// No pod.
     Unknown,
 }
 
-/// What a caller gets.
+/// What a pod is granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
-    /// A token of this identity.
+pub(crate) enum Decision {
+    /// Tokens of this identity.
     Grant(Arc<IdentityFacts>),
-    /// The identity, as soon as it is on the pod's host.
-    NotYet(Arc<IdentityFacts>),
-    /// What the metadata service itself answers.
+    /// Tokens of this identity once it is on the pod's host.
+    Pending(Arc<IdentityFacts>),
+    /// The metadata service's own answers, by this exception.
     Exempt(ObjectKey),
-    /// Nothing.
+    /// Nothing, for this reason.
     Refused(DenialReason),
 }
 
-/// The objects that bear on this node. `apply` and `delete` are synchronous; a request reads.
+/// The objects, and for each question of a request a map that answers it.
 #[derive(Debug)]
-pub struct Index {
+pub(crate) struct Index {
     scope: Scope,
-    /// Whether identities must be assigned before tokens are given; not so where an operator attaches them by hand.
+    /// Whether an identity is usable only once it is assigned; see `Config::assigned_first`.
     assigned_first: bool,
-    /// Whether a tie gives the first identity by name.
+    /// Whether the first of several identities of equal weight is granted; see `Config::pick_first`.
     pick_first: bool,
     pods: HashMap<ObjectKey, Arc<PodFacts>>,
+    /// The live pods at an address; those on the host network have none of their own.
     addresses: HashMap<IpAddr, Vec<Arc<PodFacts>>>,
     bindings: HashMap<ObjectKey, Arc<BindingFacts>>,
+    /// Bindings by their selector.
     selectors: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     identities: HashMap<ObjectKey, Arc<IdentityFacts>>,
+    /// Exceptions by namespace and name.
     exceptions: HashMap<Arc<str>, BTreeMap<Arc<str>, ExceptionFacts>>,
     assigned: HashMap<ObjectKey, AssignedFacts>,
+    /// How many AzureAssignedIdentities in state Assigned each pair of pod and identity has.
     ready: HashMap<(ObjectKey, ObjectKey), usize>,
 }
 
 impl Index {
     /// An empty index.
-    pub fn new(scope: Scope, assigned_first: bool) -> Self {
+    pub(crate) fn new(scope: Scope, assigned_first: bool) -> Self {
         Self {
             scope,
             assigned_first,
@@ -74,14 +81,14 @@ impl Index {
         }
     }
 
-    /// Gives the first identity by name where several are granted with equal weight and none is named.
-    pub fn picking_first(mut self, pick_first: bool) -> Self {
+    /// Sets `pick_first`.
+    pub(crate) fn picking_first(mut self, pick_first: bool) -> Self {
         self.pick_first = pick_first;
         self
     }
 
-    /// A pod exists and looks like this.
-    pub fn apply_pod(&mut self, pod: PodFacts) {
+    /// Adds or replaces a pod.
+    pub(crate) fn apply_pod(&mut self, pod: PodFacts) {
         self.delete_pod(&pod.key);
         let pod = Arc::new(pod);
         if pod.is_live() && !pod.host_network {
@@ -95,8 +102,8 @@ impl Index {
         self.pods.insert(pod.key.clone(), pod);
     }
 
-    /// A pod is gone.
-    pub fn delete_pod(&mut self, key: &ObjectKey) {
+    /// Removes a pod.
+    pub(crate) fn delete_pod(&mut self, key: &ObjectKey) {
         let Some(pod) = self.pods.remove(key) else {
             return;
         };
@@ -110,8 +117,8 @@ impl Index {
         }
     }
 
-    /// A binding exists and looks like this.
-    pub fn apply_binding(&mut self, binding: BindingFacts) {
+    /// Adds or replaces a binding.
+    pub(crate) fn apply_binding(&mut self, binding: BindingFacts) {
         self.delete_binding(&binding.key);
         self.selectors
             .entry(Arc::clone(&binding.selector))
@@ -120,8 +127,8 @@ impl Index {
         self.bindings.insert(binding.key.clone(), Arc::new(binding));
     }
 
-    /// A binding is gone, or cannot be read.
-    pub fn delete_binding(&mut self, key: &ObjectKey) {
+    /// Removes a binding that is deleted or cannot be read.
+    pub(crate) fn delete_binding(&mut self, key: &ObjectKey) {
         let Some(binding) = self.bindings.remove(key) else {
             return;
         };
@@ -133,8 +140,8 @@ impl Index {
         }
     }
 
-    /// An identity exists and looks like this.
-    pub fn apply_identity(&mut self, identity: IdentityFacts) {
+    /// Adds or replaces an identity.
+    pub(crate) fn apply_identity(&mut self, identity: IdentityFacts) {
         match self.identities.get(&identity.key) {
             Some(known) if **known == identity => {}
             _ => {
@@ -144,13 +151,13 @@ impl Index {
         }
     }
 
-    /// An identity is gone, or cannot be read.
-    pub fn delete_identity(&mut self, key: &ObjectKey) {
+    /// Removes an identity that is deleted or cannot be read.
+    pub(crate) fn delete_identity(&mut self, key: &ObjectKey) {
         self.identities.remove(key);
     }
 
-    /// An exception exists and looks like this.
-    pub fn apply_exception(&mut self, exception: ExceptionFacts) {
+    /// Adds or replaces an exception.
+    pub(crate) fn apply_exception(&mut self, exception: ExceptionFacts) {
         let key = exception.key.clone();
         self.exceptions
             .entry(key.namespace)
@@ -158,8 +165,8 @@ impl Index {
             .insert(key.name, exception);
     }
 
-    /// An exception is gone, or cannot be read.
-    pub fn delete_exception(&mut self, key: &ObjectKey) {
+    /// Removes an exception that is deleted or cannot be read.
+    pub(crate) fn delete_exception(&mut self, key: &ObjectKey) {
         if let Some(names) = self.exceptions.get_mut(&key.namespace) {
             names.remove(&key.name);
             if names.is_empty() {
@@ -168,8 +175,8 @@ impl Index {
         }
     }
 
-    /// An AzureAssignedIdentity exists and looks like this.
-    pub fn apply_assigned(&mut self, assigned: AssignedFacts) {
+    /// Adds or replaces an AzureAssignedIdentity.
+    pub(crate) fn apply_assigned(&mut self, assigned: AssignedFacts) {
         self.delete_assigned(&assigned.key);
         if assigned.state == AssignmentState::Assigned && !assigned.deleting {
             let pair = (assigned.pod.clone(), assigned.identity.clone());
@@ -178,8 +185,8 @@ impl Index {
         self.assigned.insert(assigned.key.clone(), assigned);
     }
 
-    /// An AzureAssignedIdentity is gone, or cannot be read.
-    pub fn delete_assigned(&mut self, key: &ObjectKey) {
+    /// Removes an AzureAssignedIdentity that is deleted or cannot be read.
+    pub(crate) fn delete_assigned(&mut self, key: &ObjectKey) {
         let Some(assigned) = self.assigned.remove(key) else {
             return;
         };
@@ -195,22 +202,22 @@ impl Index {
     }
 
     /// The keys of the pods, for comparing with a complete list.
-    pub fn pod_keys(&self) -> Vec<ObjectKey> {
+    pub(crate) fn pod_keys(&self) -> Vec<ObjectKey> {
         self.pods.keys().cloned().collect()
     }
 
     /// The keys of the bindings.
-    pub fn binding_keys(&self) -> Vec<ObjectKey> {
+    pub(crate) fn binding_keys(&self) -> Vec<ObjectKey> {
         self.bindings.keys().cloned().collect()
     }
 
     /// The keys of the identities.
-    pub fn identity_keys(&self) -> Vec<ObjectKey> {
+    pub(crate) fn identity_keys(&self) -> Vec<ObjectKey> {
         self.identities.keys().cloned().collect()
     }
 
     /// The keys of the exceptions.
-    pub fn exception_keys(&self) -> Vec<ObjectKey> {
+    pub(crate) fn exception_keys(&self) -> Vec<ObjectKey> {
         self.exceptions
             .values()
             .flat_map(|names| names.values().map(|exception| exception.key.clone()))
@@ -218,17 +225,17 @@ impl Index {
     }
 
     /// The keys of the AzureAssignedIdentities.
-    pub fn assigned_keys(&self) -> Vec<ObjectKey> {
+    pub(crate) fn assigned_keys(&self) -> Vec<ObjectKey> {
         self.assigned.keys().cloned().collect()
     }
 
-    /// The pod of this name, if it is on this node.
-    pub fn pod(&self, key: &ObjectKey) -> Option<Arc<PodFacts>> {
+    /// The pod with this name, if it is on this node.
+    pub(crate) fn pod(&self, key: &ObjectKey) -> Option<Arc<PodFacts>> {
         self.pods.get(key).cloned()
     }
 
-    /// Who has this address.
-    pub fn caller(&self, address: IpAddr) -> Caller {
+    /// Which pod has this address.
+    pub(crate) fn caller(&self, address: IpAddr) -> Caller {
         match self.addresses.get(&address).map(Vec::as_slice) {
             Some([pod]) => Caller::Pod(Arc::clone(pod)),
             Some([_, ..]) => Caller::Ambiguous,
@@ -237,7 +244,7 @@ impl Index {
         }
     }
 
-    /// Whether a live pod of this node has no address so far: an unknown caller may be it.
+    /// Whether a live pod of this node has no address yet; an unknown caller may be that pod.
     fn awaits_address(&self) -> bool {
         let waits =
             |pod: &Arc<PodFacts>| pod.is_live() && !pod.host_network && pod.addresses.is_empty();
@@ -245,7 +252,7 @@ impl Index {
     }
 
     /// The exception that exempts the pod, if one does.
-    pub fn exemption(&self, pod: &PodFacts) -> Option<ObjectKey> {
+    pub(crate) fn exemption(&self, pod: &PodFacts) -> Option<ObjectKey> {
         self.exceptions_of(pod)
             .find(|exception| exempts(exception, pod))
             .map(|exception| exception.key.clone())
@@ -256,8 +263,8 @@ impl Index {
         names.into_iter().flat_map(BTreeMap::values)
     }
 
-    /// What the pod gets that asks for `wanted`.
-    pub fn decide(&self, pod: &PodFacts, wanted: &RequestedIdentity) -> Decision {
+    /// What the rules grant the pod when it asks for `wanted`.
+    pub(crate) fn decide(&self, pod: &PodFacts, wanted: &RequestedIdentity) -> Decision {
         let selector = pod.labels.get(BINDING_LABEL).map_or("", String::as_str);
         let bindings: Vec<&BindingFacts> = self
             .selectors
@@ -268,7 +275,7 @@ impl Index {
             .collect();
         let identities: Vec<&IdentityFacts> = bindings
             .iter()
-            .filter_map(|binding| self.named_by(binding))
+            .filter_map(|binding| self.identity_of(binding))
             .map(|identity| &**identity)
             .collect();
         let exceptions: Vec<&ExceptionFacts> = self.exceptions_of(pod).collect();
@@ -287,18 +294,18 @@ impl Index {
     }
 
     fn granted(&self, pod: &PodFacts, identity: &IdentityFacts) -> Decision {
-        let shared = self
+        let in_index = self
             .identities
             .get(&identity.key)
             .map_or_else(|| Arc::new(identity.clone()), Arc::clone);
         if self.is_usable(pod, identity) {
-            Decision::Grant(shared)
+            Decision::Grant(in_index)
         } else {
-            Decision::NotYet(shared)
+            Decision::Pending(in_index)
         }
     }
 
-    /// Whether a granted identity is where it must be.
+    /// Whether tokens of a granted identity may be given: a user-assigned one must be on the pod's host.
     fn is_usable(&self, pod: &PodFacts, identity: &IdentityFacts) -> bool {
         let must_be_on_host =
             self.assigned_first && matches!(identity.source, IdentitySource::UserAssigned { .. });
@@ -306,26 +313,26 @@ impl Index {
         !must_be_on_host || self.ready.contains_key(&pair)
     }
 
-    fn named_by(&self, binding: &BindingFacts) -> Option<&Arc<IdentityFacts>> {
+    fn identity_of(&self, binding: &BindingFacts) -> Option<&Arc<IdentityFacts>> {
         self.identities.get(&ObjectKey {
             namespace: Arc::clone(&binding.key.namespace),
             name: Arc::clone(&binding.identity),
         })
     }
 
-    /// Every identity that some pod of this node is granted.
-    pub fn granted_identities(&self) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
+    /// The identities that some pod of this node is granted.
+    pub(crate) fn granted_identities(&self) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
         self.identities_of(|_, _| true)
     }
 
-    /// Every identity of which some pod of this node would be given a token now.
-    pub fn usable_identities(&self) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
+    /// The identities of which some pod of this node may have tokens now.
+    pub(crate) fn usable_identities(&self) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
         self.identities_of(|pod, identity| self.is_usable(pod, identity))
     }
 
     fn identities_of(
         &self,
-        counts: impl Fn(&PodFacts, &IdentityFacts) -> bool,
+        is_wanted: impl Fn(&PodFacts, &IdentityFacts) -> bool,
     ) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
         let mut found = HashMap::new();
         for pod in self.pods.values().filter(|pod| pod.is_live()) {
@@ -336,9 +343,9 @@ impl Index {
                 let Some(binding) = self.bindings.get(key) else {
                     continue;
                 };
-                if let Some(identity) = self.named_by(binding)
+                if let Some(identity) = self.identity_of(binding)
                     && grants(self.scope, binding, identity, &**pod)
-                    && counts(pod, identity)
+                    && is_wanted(pod, identity)
                 {
                     found.insert(identity.key.clone(), Arc::clone(identity));
                 }

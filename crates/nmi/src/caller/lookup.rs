@@ -1,4 +1,7 @@
-//! Asking the API server who has an address that the watch has not told of yet: once for all who wait, and seldom.
+//! Lookup: asks the API server which pod has an address that the watch has not reported yet.
+//!
+//! Requests of unknown callers cause it. It guards the API server: concurrent requests share one answer (single flight), and an answer
+//! is kept for a second, also one that there is no such pod (negative caching).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,26 +19,26 @@ use crate::caller::index::Caller;
 use crate::caller::pods;
 use crate::metrics::Metrics;
 
-/// An answer holds this long, whatever it is: by then the watch knows better.
-const HOLD: Duration = Duration::from_secs(1);
-/// An answer that takes longer is not waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Answers that are held at once.
+/// How long an answer is kept; after that the watch is newer.
+const ANSWER_TTL: Duration = Duration::from_secs(1);
+/// How long the API server may take to answer; clients of the metadata service give up soon after.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Answers that are kept at once, a bound on memory.
 const MAX_ANSWERS: usize = 1024;
 
-/// Asks the API server for the pods of this node at an address.
+/// Asks for the pods of this node at an address.
 pub(crate) struct Lookup {
     pods: Api<Pod>,
     node: String,
     metrics: Arc<Metrics>,
     answers: Mutex<HashMap<IpAddr, Answer>>,
-    /// One question at a time.
-    turn: tokio::sync::Mutex<()>,
+    /// Held while the API server is asked, so that it is asked one question at a time.
+    asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
 struct Answer {
-    /// `None` when there was none.
+    /// `None` when the API server did not answer.
     pods: Option<Vec<Arc<PodFacts>>>,
     until: Instant,
 }
@@ -47,36 +50,36 @@ impl Lookup {
             node: node.to_owned(),
             metrics,
             answers: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Makes sure that there is an answer about `address` that holds.
+    /// Returns once an answer about `address` is kept.
     pub(crate) async fn ask(&self, address: IpAddr) {
-        if self.held(address).is_some() {
+        if self.kept(address).is_some() {
             return;
         }
-        let pods = match tokio::time::timeout(PATIENCE, self.turn.lock()).await {
-            // Whoever waited for the turn may have waited for this very answer.
-            Ok(_turn) if self.held(address).is_some() => return,
-            Ok(_turn) => self.list(address).await,
+        let pods = match tokio::time::timeout(LOOKUP_TIMEOUT, self.asking.lock()).await {
+            // The request before this one may have asked about the same address.
+            Ok(_asking) if self.kept(address).is_some() => return,
+            Ok(_asking) => self.list(address).await,
             Err(_) => None,
         };
         let now = Instant::now();
         let mut answers = self.answers.lock();
         answers.retain(|_, answer| answer.until > now);
         if answers.len() < MAX_ANSWERS {
-            let until = now + HOLD;
+            let until = now + ANSWER_TTL;
             answers.insert(address, Answer { pods, until });
         }
     }
 
-    /// What is known by asking, next to what the watch knows.
+    /// Which pod has the address: what the watch says, or the kept answer where the watch knows no pod.
     pub(crate) fn caller(&self, address: IpAddr, watched: Caller) -> Caller {
         if matches!(watched, Caller::Pod(_) | Caller::Ambiguous) {
             return watched;
         }
-        match self.held(address).map(|answer| answer.pods) {
+        match self.kept(address).map(|answer| answer.pods) {
             None => watched,
             Some(None) => Caller::NotYet,
             Some(Some(pods)) => match pods.as_slice() {
@@ -87,7 +90,7 @@ impl Lookup {
         }
     }
 
-    fn held(&self, address: IpAddr) -> Option<Answer> {
+    fn kept(&self, address: IpAddr) -> Option<Answer> {
         let answers = self.answers.lock();
         let answer = answers.get(&address)?;
         (Instant::now() < answer.until).then(|| answer.clone())
@@ -96,7 +99,7 @@ impl Lookup {
     async fn list(&self, address: IpAddr) -> Option<Vec<Arc<PodFacts>>> {
         let selector = format!("spec.nodeName={},status.podIP={address}", self.node);
         let params = ListParams::default().fields(&selector);
-        match tokio::time::timeout(PATIENCE, self.pods.list(&params)).await {
+        match tokio::time::timeout(LOOKUP_TIMEOUT, self.pods.list(&params)).await {
             Ok(Ok(list)) => {
                 let found = list.iter().map(pods::facts).filter(|pod| {
                     pod.is_live() && !pod.host_network && pod.addresses.contains(&address)

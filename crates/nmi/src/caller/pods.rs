@@ -1,11 +1,14 @@
-//! From a Pod to the few fields of it that are kept.
+//! Pod facts: the few fields of a Pod that the rules and the index need.
+//!
+//! `watches.rs` and `lookup.rs` call it, so that a pod is read the same way from both. It guards the memory of a node agent: the rest
+//! of the object is dropped.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
 
-/// The few fields that the rules need. Addresses that are none are left out.
-pub fn facts(pod: &Pod) -> PodFacts {
+/// The facts of a pod. Text that is not an IP address is left out of its addresses.
+pub(crate) fn facts(pod: &Pod) -> PodFacts {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref());
@@ -39,8 +42,8 @@ pub fn facts(pod: &Pod) -> PodFacts {
     }
 }
 
-/// By which the node knows the pod: the kubelet gives a static pod a uid of its own, which the API server's mirror of it names
-/// in an annotation.
+/// The uid by which the node knows the pod. The kubelet gives a static pod a uid of its own, which an annotation of its mirror Pod
+/// at the API server has.
 fn uid(pod: &Pod) -> String {
     let mirrors = pod.annotations().get("kubernetes.io/config.mirror");
     mirrors.cloned().or_else(|| pod.uid()).unwrap_or_default()

@@ -1,4 +1,7 @@
-//! The watches that feed the index.
+//! Watches (informers): keep the index equal to the cluster's objects.
+//!
+//! `lib.rs` starts one per kind; `podid_cluster::watch` is the reflector beneath. Of pods and AzureAssignedIdentities only this node's
+//! are watched, so that the memory does not grow with the cluster.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -26,7 +29,7 @@ use crate::caller::index::Index;
 use crate::caller::pods;
 use crate::context::Context;
 
-/// How one kind gets into the index.
+/// How objects of one kind are read, and how the index applies and deletes them.
 struct Kind<K, F> {
     name: &'static str,
     facts: fn(&K) -> Result<F, ObjectError>,
@@ -37,7 +40,7 @@ struct Kind<K, F> {
 
 type Tasks = JoinSet<(&'static str, Result<(), NmiError>)>;
 
-/// Starts a task for each kind; the index is complete when all receivers say so.
+/// Starts a task for each kind. The index is complete once every receiver says that its watch has listed its objects.
 pub(crate) fn start(
     context: &Arc<Context>,
     client: &Client,
@@ -133,14 +136,15 @@ impl Start<'_> {
         let (context, shutdown) = (Arc::clone(self.context), self.shutdown.clone());
         let name = kind.name;
         self.tasks.spawn(async move {
-            let sink = |change| feed(&context, &kind, change);
+            let sink = |change| apply_change(&context, &kind, change);
             watch(api, config, sink, health, shutdown).await;
             (name, Ok(()))
         });
     }
 }
 
-fn feed<K: kube::ResourceExt, F>(context: &Context, kind: &Kind<K, F>, change: Change<K>) {
+/// Applies one event of a watch to the index. An object that cannot be read counts as deleted.
+fn apply_change<K: kube::ResourceExt, F>(context: &Context, kind: &Kind<K, F>, change: Change<K>) {
     match change {
         Change::Applied(object) => {
             let key = ObjectKey::new(&object.namespace().unwrap_or_default(), &object.name_any());

@@ -167,7 +167,7 @@ async fn token(
         return Err(Refusal::Method);
     }
     let asked = host_request(request.uri().query().unwrap_or_default())?;
-    let pod = pod_named(request.headers()).ok_or(Refusal::NoPodNamed)?;
+    let pod = named_pod(request.headers()).ok_or(Refusal::NoPodNamed)?;
     record.pod = context.index.read().pod(&pod);
     record.resource.push_str(&asked.resource);
     let requester = Requester::Node(&pod);
@@ -180,12 +180,13 @@ async fn token(
     Ok(json(body.to_string()))
 }
 
-fn pod_named(headers: &HeaderMap) -> Option<ObjectKey> {
-    let named = |name| {
+/// The pod that the request names: each header once, and no longer than a name can be.
+fn named_pod(headers: &HeaderMap) -> Option<ObjectKey> {
+    let only = |name| {
         let mut values = headers.get_all(name).iter();
         let text = values.next()?.to_str().ok()?;
         let is_one = values.next().is_none() && !text.is_empty() && text.len() <= MAX_NAME;
         is_one.then_some(text)
     };
-    Some(ObjectKey::new(named("podns")?, named("podname")?))
+    Some(ObjectKey::new(only("podns")?, only("podname")?))
 }

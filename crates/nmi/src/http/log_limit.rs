@@ -1,6 +1,6 @@
 //! Log limit: bounds the log lines about refusals, which pods can cause at will.
 //!
-//! `request.rs` asks it before it logs a refusal. It guards the node's disk and whoever reads the log.
+//! `request.rs` asks it before it logs a refusal. It guards the node's disk and the people who read the log.
 
 use std::time::Duration;
 

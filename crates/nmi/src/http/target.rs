@@ -1,7 +1,7 @@
-//! The request target: read once, into what is asked or a refusal.
+//! Request target: parses path and query, with percent-decoding and path normalisation, into an endpoint and what is asked for.
 //!
-//! Only exact spellings of known endpoints are endpoints. Everything else under `/metadata/identity`, however it is written,
-//! is recognised as such and refused.
+//! `request.rs` and `host_token.rs` call it. It guards `/metadata/identity` of the metadata service: only exact spellings of known
+//! endpoints are endpoints, and whatever any reader could take for that path is recognised and refused.
 
 use std::borrow::Cow;
 
@@ -11,12 +11,12 @@ use podid_policy::verdict::RequestedIdentity;
 use crate::refusal::QueryError;
 use crate::token::request::{IdentitySelector, MAX_RESOURCE, TokenRequest};
 
-/// Longer targets are refused.
+/// Longest target in bytes: a resource and a resource id at their longest, percent-encoded.
 pub(crate) const MAX_TARGET: usize = 8 * 1024;
-/// Since this version of the protocol there are identities.
+/// The first version of the protocol that has identities.
 const FIRST_API_VERSION: &str = "2018-02-01";
 
-/// The newest versions of the protocol that are known, which a client with another one is told.
+/// The newest known versions of the protocol, which a client without a valid one is told.
 pub(crate) const NEWEST_VERSIONS: [&str; 3] = ["2025-04-07", "2024-07-17", "2024-03-15"];
 
 /// Which endpoint a path names.
@@ -24,19 +24,19 @@ pub(crate) const NEWEST_VERSIONS: [&str; 3] = ["2025-04-07", "2024-07-17", "2024
 pub(crate) enum Endpoint<'a> {
     /// The token endpoint.
     Token,
-    /// Which tenant the caller's identity is of.
+    /// The endpoint that says the tenant of the caller's identity.
     Info,
-    /// Something else under `/metadata/identity`, or an odd spelling of it: never answered, never passed on.
+    /// Another path under `/metadata/identity`, or an inexact spelling of it: neither answered nor forwarded.
     Identity,
-    /// The original's endpoint for the node's own programs.
+    /// AAD Pod Identity's endpoint for programs of the node.
     Host,
-    /// Another category of metadata, spelt plainly: `instance`, `versions`, …
+    /// Another category of metadata, such as `instance`, in a spelling that has one meaning.
     Category(&'a str),
-    /// Nothing that the metadata service has.
+    /// A path that the metadata service does not have.
     Unknown,
 }
 
-/// Reads a path.
+/// The endpoint that a path names.
 pub(crate) fn endpoint(path: &str) -> Endpoint<'_> {
     match exact(path) {
         Some("identity/oauth2/token") => return Endpoint::Token,
@@ -62,7 +62,7 @@ pub(crate) fn endpoint(path: &str) -> Endpoint<'_> {
     }
 }
 
-/// What follows `metadata/`, as clients write it: `metadata` in any case, doubled slash in front (Java), one slash at the end
+/// What follows `metadata/` in the spellings that SDKs use: `metadata` in any case, two slashes in front (Java), one at the end
 /// (JavaScript).
 fn exact(path: &str) -> Option<&str> {
     let path = path.strip_prefix('/').unwrap_or(path);
@@ -72,12 +72,12 @@ fn exact(path: &str) -> Option<&str> {
     root.eq_ignore_ascii_case("metadata").then_some(rest)
 }
 
-/// Whether the node asks for a pod's token.
+/// Whether a path is the endpoint at which the node asks for a pod's token.
 pub(crate) fn is_host(path: &str) -> bool {
     path.strip_suffix('/').unwrap_or(path) == "/host/token"
 }
 
-/// The category, when the path is spelt so plainly that nobody can read it otherwise.
+/// The category of metadata, when every reader reads the path alike.
 fn category(path: &str) -> Option<&str> {
     let plain = |segment: &str| {
         let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
@@ -97,19 +97,19 @@ fn category(path: &str) -> Option<&str> {
     (root && segments.all(plain)).then_some(category)
 }
 
-/// Whether the query of a request for a category holds nothing that anybody could read as a path.
+/// Whether a query has only characters that no reader takes for part of a path.
 pub(crate) fn is_plain_query(query: &str) -> bool {
     query
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b"-_.~=&,:+".contains(&b))
 }
 
-/// The segments that the most lenient reader could see: decoded until nothing is left to decode, backslashes as slashes,
+/// The segments that the most lenient reader could see: percent-decoded until nothing is left to decode, backslashes as slashes,
 /// parameters dropped, dot segments resolved.
 fn normalised(path: &str) -> Vec<String> {
     let mut text = path.to_owned();
     for _ in 0..8 {
-        let decoded = decode(&text).replace('\\', "/");
+        let decoded = percent_decode(&text).replace('\\', "/");
         if decoded == text {
             break;
         }
@@ -133,7 +133,8 @@ fn normalised(path: &str) -> Vec<String> {
     segments
 }
 
-fn decode(text: &str) -> String {
+/// Percent-decoding (RFC 3986, section 2.1); what is not valid is left as it is.
+fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -153,7 +154,7 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The variables that mean something here; a client's other ones are ignored.
+/// The query variables that podid knows; others are ignored.
 #[derive(Default)]
 struct Variables<'a> {
     api_version: Option<Cow<'a, str>>,
@@ -164,7 +165,7 @@ struct Variables<'a> {
     bypass_cache: Option<Cow<'a, str>>,
 }
 
-/// Reads the query of a request for a token.
+/// Parses the query of a request for a token.
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
@@ -176,7 +177,7 @@ pub(crate) fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError>
     token_of(variables)
 }
 
-/// Reads the query of the node's request for a pod's token, which has no version.
+/// Parses the query of the node's request for a pod's token, which has no version.
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
@@ -201,7 +202,7 @@ fn token_of(variables: Variables<'_>) -> Result<TokenRequest<'_>, QueryError> {
     })
 }
 
-/// Reads the query of a request about an identity.
+/// Parses the query of a request for the tenant of an identity.
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
@@ -214,7 +215,7 @@ pub(crate) fn info_request(query: &str) -> Result<IdentitySelector, QueryError> 
 }
 
 fn selector<'a>(variables: &'a Variables<'_>) -> Result<IdentitySelector, QueryError> {
-    // Some clients name nothing by an empty value.
+    // Some clients send an empty value when no identity is named.
     let given = |value: &'a Option<Cow<'_, str>>| value.as_deref().filter(|id| !id.is_empty());
     let client = given(&variables.client_id);
     let object = given(&variables.object_id);
@@ -240,7 +241,7 @@ fn variables(query: &str) -> Result<Variables<'_>, QueryError> {
     let mut found = Variables::default();
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (slot, name) = match &*plain(name) {
+        let (slot, name) = match &*decoded(name) {
             "api-version" => (&mut found.api_version, "api-version"),
             "resource" => (&mut found.resource, "resource"),
             "client_id" => (&mut found.client_id, "client_id"),
@@ -251,23 +252,23 @@ fn variables(query: &str) -> Result<Variables<'_>, QueryError> {
             "bypass_cache" => (&mut found.bypass_cache, "bypass_cache"),
             _ => continue,
         };
-        if slot.replace(plain(value)).is_some() {
+        if slot.replace(decoded(value)).is_some() {
             return Err(QueryError::Twice(name));
         }
     }
     Ok(found)
 }
 
-/// Decodes a value; borrowed when there is nothing to decode.
-fn plain(value: &str) -> Cow<'_, str> {
+/// The decoded name or value of a query variable; borrowed when there is nothing to decode.
+fn decoded(value: &str) -> Cow<'_, str> {
     if value.contains(['%', '+']) {
-        Cow::Owned(decode(&value.replace('+', " ")))
+        Cow::Owned(percent_decode(&value.replace('+', " ")))
     } else {
         Cow::Borrowed(value)
     }
 }
 
-/// Whether it is a date since there are identities: one that is not known yet too, so that newer clients work.
+/// Whether it is a date not before [`FIRST_API_VERSION`]. Versions that podid does not know are valid, so that newer clients work.
 fn is_api_version(text: &str) -> bool {
     let number = |part: Option<&str>, digits: usize| {
         let part = part.filter(|part| part.len() == digits)?;

@@ -1,7 +1,7 @@
 //! Grant: which identity the requester gets, and that identity's token.
 //!
 //! `http/request.rs` calls it for a pod, `http/host_token.rs` for the node's own programs. It guards every token: pod and grant are
-//! decided anew after each wait, so that nobody gets a token by a grant that is gone.
+//! decided anew after each wait, so that no token is given by a grant that is gone.
 //!
 //! ```text
 //!  requester ──► pod ──► decide ──► Ready ──► attest ──► cache ──hit──────────────────────────► token
@@ -175,7 +175,7 @@ fn decide(
     let pod = pod(context, requester)?;
     match context.index.read().decide(&pod, wanted) {
         Decision::Grant(identity) => Ok(Grant::Ready(pod, identity)),
-        Decision::NotYet(identity) => Ok(Grant::Pending(pod, identity)),
+        Decision::Pending(identity) => Ok(Grant::Pending(pod, identity)),
         Decision::Refused(reason) => Err(Refusal::Denied(reason)),
         Decision::Exempt(exception) if matches!(requester, Requester::Node(_)) => {
             Err(Refusal::Exempted {

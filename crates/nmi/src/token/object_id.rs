@@ -1,14 +1,11 @@
 //! Object id: finds the AzureIdentity that has the `object_id` of a request. No Kubernetes object states it, but the claim `oid` of
 //! the identity's tokens does.
 //!
-//! `grant.rs` calls it. It guards Azure against being asked for a token of every identity each time: what tokens said is remembered.
-
-use std::collections::HashMap;
+//! `grant.rs` calls it. It guards Azure against being asked for a token of every identity each time: `object_id_cache.rs` keeps what tokens said.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use podid_policy::facts::ObjectKey;
 use podid_policy::ids::ClientId;
 use podid_policy::verdict::RequestedIdentity;
@@ -22,12 +19,6 @@ use crate::token::grant::{Requester, pod};
 
 /// Identities that one request may fetch tokens of; of a pod that is granted more, some cannot be named by object id.
 const MAX_TRIED: usize = 16;
-/// Identities whose object id is remembered; when one more comes, all are forgotten, which bounds the memory.
-const MAX_KNOWN: usize = 1024;
-
-/// The client id and the object id of each AzureIdentity, as its tokens said them. An entry is valid while the client id stays the same.
-#[derive(Debug, Default)]
-pub(crate) struct ObjectIds(Mutex<HashMap<ObjectKey, (ClientId, ClientId)>>);
 
 /// The AzureIdentity with this object id, among those that the requester is granted.
 ///
@@ -51,15 +42,16 @@ pub(crate) async fn resolve(
         .into_iter()
         .filter_map(|decision| match decision {
             Decision::Grant(identity) => Some((identity, true)),
-            Decision::NotYet(identity) => Some((identity, false)),
+            Decision::Pending(identity) => Some((identity, false)),
             Decision::Exempt(_) | Decision::Refused(_) => None,
         });
     let mut missing = None;
     for (identity, is_ready) in granted.take(MAX_TRIED) {
-        let known = context.object_ids.0.lock().get(&identity.key).cloned();
-        let known = known.filter(|(client, _)| *client == identity.client_id);
+        let known = context
+            .object_id_cache
+            .get(&identity.key, &identity.client_id);
         let found = match known {
-            Some((_, object)) => Some(object),
+            Some(object) => Some(object),
             None if is_ready => {
                 requester.attest(&pod).await?;
                 match context.cache.get(&identity, resource, false).await {
@@ -81,23 +73,13 @@ pub(crate) async fn resolve(
         let Some(found) = found else { continue };
         let matches = found == *id;
         context
-            .object_ids
-            .learn(identity.key.clone(), (identity.client_id.clone(), found));
+            .object_id_cache
+            .insert(identity.key.clone(), identity.client_id.clone(), found);
         if matches {
             return Ok(Some(identity.key.clone()));
         }
     }
     missing.map_or(Ok(None), Err)
-}
-
-impl ObjectIds {
-    fn learn(&self, identity: ObjectKey, ids: (ClientId, ClientId)) {
-        let mut known = self.0.lock();
-        if known.len() >= MAX_KNOWN && !known.contains_key(&identity) {
-            known.clear();
-        }
-        known.insert(identity, ids);
-    }
 }
 
 /// The claim `oid` of a token. Its signature needs no check, because the token came from Azure over podid's own connection.

@@ -1,4 +1,8 @@
-//! From an identity to where its tokens come from.
+//! Token source: gets an identity's tokens from its issuer, which is the metadata service for user-assigned identities and Entra for
+//! service principals.
+//!
+//! `cache.rs` asks it for tokens; `http/passthrough.rs` forwards requests with it. Errors are this file's own: `refusal.rs` says how
+//! they are answered.
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,19 +18,19 @@ use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use crate::token::imds_limiter::ImdsLimiter;
 use crate::token::service_principal::ServicePrincipals;
 
-/// Why a token cannot be had.
+/// Why the issuer gives no token.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Azure's answer.
+    /// Azure refuses or does not answer.
     #[error("{0}")]
     Azure(#[from] Error),
-    /// The service principal's Secret.
+    /// The service principal's Secret cannot be read.
     #[error("{0}")]
     Secret(#[from] SecretError),
-    /// The AzureIdentity or its Secret says something that cannot be used.
+    /// A field of the AzureIdentity or of its Secret is invalid.
     #[error("{0}")]
     Unusable(String),
-    /// A token came that is about to expire.
+    /// The token that came is about to expire.
     #[error("the issuer gave a token that is about to expire; ask again")]
     ShortLived,
 }
@@ -43,7 +47,7 @@ impl SourceError {
         }
     }
 
-    /// How long the issuer asks to wait.
+    /// How long the issuer says to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Azure(error) => error.retry_after(),
@@ -51,7 +55,7 @@ impl SourceError {
         }
     }
 
-    /// Whether a token that is still valid should be kept in spite of this.
+    /// Whether the cause may pass by itself, so that a token that is still valid is kept.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Azure(error) => error.is_transient(),
@@ -73,7 +77,7 @@ pub(crate) enum ForwardError {
     Azure(#[from] Error),
 }
 
-/// Gives tokens of identities.
+/// Where the cache gets tokens from.
 pub trait TokenSource: Send + Sync + 'static {
     /// A new token of `identity` for `resource`.
     fn token(
@@ -83,7 +87,7 @@ pub trait TokenSource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Token, SourceError>> + Send;
 }
 
-/// The node's metadata service for user-assigned identities, Entra for service principals.
+/// The issuers: the metadata service for user-assigned identities, Entra for service principals.
 pub struct Upstream {
     imds: Imds,
     imds_limiter: ImdsLimiter,
@@ -100,10 +104,10 @@ impl Upstream {
         }
     }
 
-    /// Passes a request on to the metadata service. Tokens take precedence: more than a few a second are refused.
+    /// Forwards a request to the metadata service. Only a few are forwarded in a second, because tokens take precedence.
     ///
     /// # Errors
-    /// [`ForwardError`].
+    /// Too many are forwarded, or the metadata service does not answer.
     pub(crate) async fn forward(
         &self,
         request: http::Request<Bytes>,

@@ -10,6 +10,7 @@
 use std::process::{Command, Output};
 
 use podid_testkit::apiserver::ApiServer;
+use podid_testkit::process::text;
 
 const PODID: &str = env!("CARGO_BIN_EXE_podid");
 
@@ -22,14 +23,6 @@ fn manifests(more: &[&str]) -> String {
     let output = podid(&[&basic, more].concat());
     assert!(output.status.success(), "{}", text(&output));
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }
 
 async fn kubectl(api: &ApiServer, arguments: &[&str], input: &str) -> String {

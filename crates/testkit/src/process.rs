@@ -1,15 +1,28 @@
 //! Programs that run beside a test and never outlive it.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
+/// Bytes of a log that a failed test prints.
 const LOG_TAIL: usize = 4000;
+/// A program that starts on a busy machine says that it is ready within this time.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// A proxy outside the test's namespaces reaches nothing in them.
+const PROXIES: [&str; 6] = [
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+];
 
 /// A command that the kernel kills when the thread that spawned it ends, run inside a network namespace when one is named.
 pub fn command(netns: Option<&str>, program: impl AsRef<Path>) -> Command {
@@ -19,7 +32,38 @@ pub fn command(netns: Option<&str>, program: impl AsRef<Path>) -> Command {
         command.args(["ip", "netns", "exec", name]);
     }
     command.arg(program.as_ref()).stdin(Stdio::null());
+    for name in PROXIES {
+        command.env_remove(name);
+    }
     command
+}
+
+/// Runs a command to its end with this standard input.
+///
+/// # Errors
+/// When the program does not start.
+pub fn run_with_input(mut command: Command, input: &str) -> Result<Output> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("{command:?} does not start"))?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    // A program that refuses its arguments closes its input unread.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    Ok(child.wait_with_output()?)
+}
+
+/// What a program printed, standard output first.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// A running program. Killed and reaped on drop, and by the kernel when the test process dies first.
@@ -99,6 +143,24 @@ impl Process {
         let from = bytes.len().saturating_sub(LOG_TAIL);
         String::from_utf8_lossy(&bytes[from..]).into_owned()
     }
+
+    /// Waits until the end of its log has `text`, and gives that end.
+    ///
+    /// # Errors
+    /// When it ends first, or is silent for a minute.
+    pub fn wait_for_log(&self, text: &str) -> Result<String> {
+        let started = Instant::now();
+        loop {
+            let (ended, log) = (self.has_ended(), self.log());
+            if log.contains(text) {
+                return Ok(log);
+            }
+            if ended || started.elapsed() > READY_WITHIN {
+                bail!("{text:?} is not in the log: {log}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 impl Drop for Process {
@@ -146,11 +208,28 @@ mod tests {
         let mut echo = command(None, "echo");
         echo.arg("hello");
         let process = Process::spawn(echo, &folder.path().join("log")).unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while !process.has_ended() {
-            assert!(std::time::Instant::now() < deadline, "echo does not end");
-            std::thread::yield_now();
-        }
-        assert_eq!(process.log(), "hello\n");
+        assert_eq!(process.wait_for_log("hello").unwrap(), "hello\n");
+    }
+
+    #[test]
+    fn a_program_that_ends_without_a_word_is_not_waited_for() {
+        let folder = scratch::folder("process").unwrap();
+        let process = Process::spawn(command(None, "true"), &folder.path().join("log")).unwrap();
+        let error = process.wait_for_log("ready").unwrap_err().to_string();
+        assert!(error.contains("ready"), "{error}");
+    }
+
+    #[test]
+    fn a_command_is_given_its_input() {
+        let output = run_with_input(command(None, "cat"), "hello").unwrap();
+        assert_eq!(text(&output), "hello");
+        // It reads nothing, and more is written than a pipe holds.
+        let much = "x".repeat(1 << 20);
+        assert!(
+            run_with_input(command(None, "true"), &much)
+                .unwrap()
+                .status
+                .success()
+        );
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use podid_testkit::apiserver::{ApiServer, Options};
 use podid_testkit::net::{AZURE, METADATA, Net, Wire};
-use podid_testkit::process::Process;
+use podid_testkit::process::{Process, text};
 use podid_testkit::{certs, tools};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -86,14 +86,6 @@ async fn the_article(backend: &str) {
         world.reaches_metadata("neighbour"),
         "the rules are still there"
     );
-}
-
-fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }
 
 /// What `podid sim azure` says about itself.
@@ -340,7 +332,7 @@ impl World {
             .args([&account, "container", "blob"])
             .args(settings);
         command.env("REQUESTS_CA_BUNDLE", &self.ca);
-        without_proxy(&mut command).output().unwrap()
+        command.output().unwrap()
     }
 
     /// Whether a pod gets any answer from the metadata address.
@@ -396,20 +388,6 @@ fn python() -> String {
     found.to_str().unwrap().to_owned()
 }
 
-fn without_proxy(command: &mut std::process::Command) -> &mut std::process::Command {
-    for name in [
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-    ] {
-        command.env_remove(name);
-    }
-    command
-}
-
 async fn start_azure(net: &Net, folder: &Path) -> (Process, Azure) {
     let mut command = net.command("azure", PODID);
     let address = METADATA.to_string();
@@ -426,7 +404,7 @@ async fn start_azure(net: &Net, folder: &Path) -> (Process, Azure) {
         "8082",
     ]);
     let process = Process::spawn(command, &folder.join("azure.log")).unwrap();
-    let said = said(&process, "service principal").await;
+    let said = process.wait_for_log("service principal").unwrap();
     let after = |label: &str| {
         let line = said
             .lines()
@@ -440,21 +418,6 @@ async fn start_azure(net: &Net, folder: &Path) -> (Process, Azure) {
         client: after("service principal"),
     };
     (process, azure)
-}
-
-async fn said(process: &Process, text: &str) -> String {
-    let started = Instant::now();
-    loop {
-        let log = process.log();
-        if log.contains(text) {
-            return log;
-        }
-        assert!(
-            started.elapsed() < PATIENCE && !process.has_ended(),
-            "it did not say {text:?}: {log}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// Azurite with OAuth, and a blob in it.
@@ -477,7 +440,7 @@ async fn start_azurite(net: &Net, folder: &Path) -> (Process, PathBuf) {
         .arg("--key")
         .arg(&tls.key);
     let process = Process::spawn(command, &folder.join("azurite.log")).unwrap();
-    said(&process, "successfully").await;
+    process.wait_for_log("successfully").unwrap();
     let put = format!(
         "from azure.storage.blob import BlobServiceClient\n\
          key = 'Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=='\n\
@@ -486,7 +449,7 @@ async fn start_azurite(net: &Net, folder: &Path) -> (Process, PathBuf) {
     );
     let mut python = net.command("azure", &python());
     python.args(["-c", &put]).env("REQUESTS_CA_BUNDLE", &tls.ca);
-    let output = without_proxy(&mut python).output().unwrap();
+    let output = python.output().unwrap();
     assert!(
         output.status.success(),
         "{}\n{}",

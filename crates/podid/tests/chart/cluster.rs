@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
 use podid_testkit::apiserver::ApiServer;
+pub use podid_testkit::process::text;
 use podid_testkit::tools;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -164,14 +165,6 @@ pub fn chart() -> PathBuf {
 pub fn values(name: &str) -> String {
     let folder = tools::repository().join("crates/podid/tests/chart");
     folder.join(name).to_str().unwrap().to_owned()
-}
-
-pub fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }
 
 /// Runs what Jobs say until the end of the test.

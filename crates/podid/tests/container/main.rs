@@ -14,4 +14,6 @@ mod azure;
 mod image;
 mod mic;
 mod nmi;
+#[path = "../world/azure.rs"]
+mod shared;
 mod world;

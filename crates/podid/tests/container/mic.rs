@@ -99,7 +99,7 @@ fn it_believes_the_authorities_of_the_images_certificates_and_no_others() {
     drop(mic);
 
     // The same file and one authority more.
-    authorities += &std::fs::read_to_string(&world.azure_runs.authority).unwrap();
+    authorities += &std::fs::read_to_string(&world.entra_authority).unwrap();
     let file = world.path("authorities.crt");
     std::fs::write(&file, authorities).unwrap();
     let mut kubelet = world.kubelet("mic", "mic");

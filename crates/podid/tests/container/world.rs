@@ -4,22 +4,23 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use podid_sim::azure::{Handle, HostKind, Identity, Role};
+use podid_sim::azure::{Handle, HostKind, Identity};
 use podid_testkit::apiserver::{ApiServer, Options};
 use podid_testkit::cgroup::PodGroup;
 use podid_testkit::container::{Account, Container, Kubelet};
 use podid_testkit::net::{AZURE, Net, Wire};
-use podid_testkit::process::Process;
+use podid_testkit::process::{Process, run_with_input};
 use podid_testkit::tools;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::azure::{self, ARM, ENTRA, ENTRA_TLS, GROUP, Running};
+use crate::azure::{self, ARM, ENTRA, ENTRA_TLS};
+use crate::shared::{GROUP, Running, controller, write_credentials, write_environment};
 
 const PODID: &str = env!("CARGO_BIN_EXE_podid");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,7 +59,9 @@ pub struct World {
     // Processes end before the namespaces and the folder go.
     pods: Mutex<BTreeMap<String, Processes>>,
     pub azure: Handle,
-    pub azure_runs: Running,
+    _azure_runs: Running,
+    /// The file of the authority that signed the certificate of Entra behind TLS.
+    pub entra_authority: PathBuf,
     api: ApiServer,
     pub net: Net,
     folder: TempDir,
@@ -85,19 +88,18 @@ impl World {
             api.install_crds().await.unwrap();
             api
         });
-        let (azure, azure_runs) = azure::start(&net, folder.path());
+        let (azure, azure_runs, entra_authority) = azure::start(&net, folder.path());
         let set = azure.host_id(HostKind::ScaleSet, GROUP, "pool");
         let identity = azure.create_identity(GROUP, "reader");
         if mode == "managed" {
             azure.attach(&set, &identity);
         }
-        let (application, principal) = azure.create_application("secret");
-        let scope = format!("/subscriptions/{}", azure.subscription());
-        azure.assign_role(&principal, Role::Owner, &scope);
+        let application = controller(&azure);
         let world = Self {
             pods: Mutex::default(),
             azure,
-            azure_runs,
+            _azure_runs: azure_runs,
+            entra_authority,
             api,
             net,
             folder,
@@ -113,13 +115,9 @@ impl World {
         for place in ["node-root/run", "node-root/etc/kubernetes"] {
             std::fs::create_dir_all(self.path(place)).unwrap();
         }
-        self.write_cloud(&format!("http://{AZURE}:{ENTRA}/"));
-        let credentials = json!({
-            "cloud": "AzureStackCloud", "tenantId": self.azure.tenant(),
-            "aadClientId": self.application, "aadClientSecret": "secret",
-        });
+        self.write_environment(&format!("http://{AZURE}:{ENTRA}"));
         let file = self.path("node-root").join(AZURE_JSON);
-        std::fs::write(&file, credentials.to_string()).unwrap();
+        write_credentials(&file, &self.azure, &self.application);
         // As on a node.
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         for object in &self.objects {
@@ -150,17 +148,14 @@ impl World {
         self.folder.path().join(name)
     }
 
-    fn write_cloud(&self, entra: &str) {
-        let cloud = json!({
-            "resourceManagerEndpoint": format!("http://{AZURE}:{ARM}/"),
-            "activeDirectoryEndpoint": entra, "tokenAudience": "https://management.azure.com/",
-        });
-        std::fs::write(self.path("cloud.json"), cloud.to_string()).unwrap();
+    fn write_environment(&self, entra: &str) {
+        let arm = format!("http://{AZURE}:{ARM}");
+        write_environment(&self.path("cloud.json"), arm, entra);
     }
 
     /// Entra is asked behind TLS from now on.
     pub fn use_tls(&self) {
-        self.write_cloud(&format!("https://{AZURE}:{ENTRA_TLS}/"));
+        self.write_environment(&format!("https://{AZURE}:{ENTRA_TLS}"));
     }
 
     /// What a kubelet knows of a pod of a role: of `mic`, which has a sandbox of this name, or of `nmi` on the node's network.
@@ -194,10 +189,7 @@ impl World {
         let token = self.says(&["create", "token", &format!("podid-{role}"), "-n", "podid"]);
         std::fs::write(folder.join("token"), token.trim()).unwrap();
         std::fs::write(folder.join("namespace"), "podid").unwrap();
-        let admin = std::fs::read(self.api.kubeconfig()).unwrap();
-        let admin: Value = serde_json::from_slice(&admin).unwrap();
-        let authority = &admin["clusters"][0]["cluster"]["certificate-authority"];
-        std::fs::copy(authority.as_str().unwrap(), folder.join("ca.crt")).unwrap();
+        std::fs::copy(self.api.authority(), folder.join("ca.crt")).unwrap();
         Account {
             folder,
             server: (self.net.outside.to_string(), self.api.port()),
@@ -330,16 +322,11 @@ impl World {
     }
 
     fn kubectl(&self, arguments: &[&str], input: &str) -> Output {
-        use std::io::Write as _;
         let mut kubectl = Command::new(self.api.kubectl());
         kubectl
             .args(arguments)
             .env("KUBECONFIG", self.api.kubeconfig());
-        kubectl.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = kubectl.stderr(Stdio::piped()).spawn().unwrap();
-        // Whoever does not read its input has nothing to be told.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        child.wait_with_output().unwrap()
+        run_with_input(kubectl, input).unwrap()
     }
 }
 

@@ -21,5 +21,7 @@
 
 mod azure;
 mod node;
+#[path = "../world/azure.rs"]
+mod shared;
 mod single;
 mod world;

@@ -2,29 +2,29 @@
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, Weak, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use podid_sim::azure::{Azure, Handle, HostKind, Identity, Role};
+use podid_sim::azure::{Config, Handle, HostKind, Identity};
 use podid_testkit::apiserver::{ApiServer, Options};
 use podid_testkit::gate::Gate;
 use podid_testkit::net::{METADATA, Net, Wire};
-use podid_testkit::process::Process;
+use podid_testkit::process::{Process, run_with_input};
 use podid_testkit::tools;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
+
+pub use crate::shared::GROUP;
+use crate::shared::{self, Running};
 
 pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
 const PATIENCE: Duration = Duration::from_secs(120);
-pub const GROUP: &str = "nodes";
 const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
 /// What differs between worlds.
@@ -73,18 +73,6 @@ pub struct World {
     addresses: AtomicU8,
 }
 
-/// The simulated Azure, on a thread in its own network namespace.
-struct Running(CancellationToken, Option<JoinHandle<()>>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.cancel();
-        if let Some(thread) = self.1.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// The world, made by the first who asks, and unmade when nobody needs it any more.
 pub fn world() -> Arc<World> {
     static SHARED: Mutex<Weak<World>> = Mutex::new(Weak::new());
@@ -100,34 +88,15 @@ pub fn world() -> Arc<World> {
 }
 
 fn start_azure(net: &Net) -> (Handle, Running) {
-    let place = std::fs::File::open(format!("/run/netns/{}", net.name("azure"))).unwrap();
-    let stop = CancellationToken::new();
-    let (ready, handle) = mpsc::channel();
-    let told = stop.clone();
-    let thread = std::thread::spawn(move || {
-        nix::sched::setns(place, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.unwrap().block_on(async {
-            let azure = Azure::bind(podid_sim::azure::Config {
-                address: METADATA.into(),
-                arm_port: 8081,
-                entra_port: 8082,
-                patch_latency: Duration::from_millis(300),
-                throttle: false,
-                ..podid_sim::azure::Config::default()
-            });
-            let azure = azure.await.unwrap();
-            let handle = azure.handle();
-            let set = handle.create_host(HostKind::ScaleSet, GROUP, "pool1");
-            let imds = SocketAddr::from((METADATA, 80));
-            handle.serve_imds(&set, Some(0), imds).await.unwrap();
-            ready.send(handle).unwrap();
-            azure.run(told).await.unwrap();
-        });
-    });
-    (handle.recv().unwrap(), Running(stop, Some(thread)))
+    let config = Config {
+        address: METADATA.into(),
+        arm_port: 8081,
+        entra_port: 8082,
+        patch_latency: Duration::from_millis(300),
+        throttle: false,
+        ..Config::default()
+    };
+    shared::start_in_namespace(net, config, "pool1", std::future::pending)
 }
 
 impl World {
@@ -315,19 +284,11 @@ impl World {
     }
 
     pub fn kubectl(&self, line: &str, input: &str) -> Output {
-        use std::io::Write as _;
         let mut command = Command::new(self.api.kubectl());
         command
             .args(line.split(' '))
             .env("KUBECONFIG", self.api.kubeconfig());
-        command.stdin(std::process::Stdio::piped());
-        command
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        // A kubectl that does not read its input has nothing to be told.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        child.wait_with_output().unwrap()
+        run_with_input(command, input).unwrap()
     }
 
     /// What kubectl says, which must work.
@@ -369,27 +330,14 @@ impl World {
 }
 
 fn write_cloud(folder: &TempDir, azure: &Handle) {
-    let (application, principal) = azure.create_application("secret");
-    let scope = format!("/subscriptions/{}", azure.subscription());
-    azure.assign_role(&principal, Role::Owner, &scope);
-    let write = |name: &str, value: Value| {
-        std::fs::write(folder.path().join(name), value.to_string()).unwrap();
-    };
-    write(
-        "cloud.json",
-        json!({
-            "resourceManagerEndpoint": format!("http://{METADATA}:8081/"),
-            "activeDirectoryEndpoint": format!("http://{METADATA}:8082/"),
-            "tokenAudience": "https://management.azure.com/",
-        }),
+    let at = |name: &str| folder.path().join(name);
+    let (arm, entra) = (
+        format!("http://{METADATA}:8081"),
+        format!("http://{METADATA}:8082"),
     );
-    write(
-        "azure.json",
-        json!({
-            "cloud": "AzureStackCloud", "tenantId": azure.tenant(),
-            "aadClientId": application, "aadClientSecret": "secret",
-        }),
-    );
+    shared::write_environment(&at("cloud.json"), arm, entra);
+    let application = shared::controller(azure);
+    shared::write_credentials(&at("azure.json"), azure, &application);
 }
 
 /// Shows a process its service account where pods have it, and nobody else.

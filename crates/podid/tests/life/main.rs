@@ -25,5 +25,7 @@ mod nodes;
 mod processes;
 mod served;
 mod server;
+#[path = "../world/azure.rs"]
+mod shared;
 #[path = "../e2e/world.rs"]
 mod world;

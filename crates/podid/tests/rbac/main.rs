@@ -14,6 +14,8 @@ mod cluster;
 mod nmi;
 mod node;
 mod roles;
+#[path = "../world/azure.rs"]
+mod shared;
 mod world;
 
 use world::World;

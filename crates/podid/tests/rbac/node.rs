@@ -6,15 +6,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use kube::Client;
-use podid_sim::azure::{Azure, Handle, HostKind};
+use podid_sim::azure::HostKind;
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::{Process, free_ports};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 use crate::cluster::rendered;
 use crate::roles::{Roles, kubeconfig, send};
+use crate::shared::{self, GROUP, Local};
 use crate::world::PODID;
 
 const OURS: &str = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
@@ -33,28 +33,20 @@ pub struct Node {
     imds: u16,
     ports: [u16; 3],
     scratch: tempfile::TempDir,
-    stop: CancellationToken,
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+    azure: Local,
 }
 
 impl Node {
     /// With the accounts and roles that the chart renders with these values.
     pub async fn build(mode: &'static str, values: &[&str]) -> Self {
-        let stop = CancellationToken::new();
-        let azure = Azure::bind(podid_sim::azure::Config::default())
+        let azure = shared::start(podid_sim::azure::Config::default()).await;
+        let set = azure.handle.create_host(HostKind::ScaleSet, GROUP, "pool");
+        let anywhere = "127.0.0.1:0".parse().unwrap();
+        let imds = azure
+            .handle
+            .serve_imds(&set, Some(0), anywhere)
             .await
             .unwrap();
-        let (handle, arm, entra) = (azure.handle(), azure.arm(), azure.entra());
-        let until = stop.clone();
-        tokio::spawn(async move { azure.run(until).await });
-        let set = handle.create_host(HostKind::ScaleSet, "nodes", "pool");
-        let anywhere = "127.0.0.1:0".parse().unwrap();
-        let imds = handle.serve_imds(&set, Some(0), anywhere).await.unwrap();
         let api = ApiServer::start().await.unwrap();
         api.install_crds().await.unwrap();
         let mode_value = format!("operationMode={mode}");
@@ -83,17 +75,13 @@ impl Node {
             client,
             mode,
             scratch,
-            stop,
+            azure,
         };
-        let cloud = json!({
-            "resourceManagerEndpoint": format!("http://{arm}/"),
-            "activeDirectoryEndpoint": format!("http://{entra}/"),
-            "tokenAudience": "https://management.azure.com/",
-        });
         let config = kubeconfig(&node.api, "podid-nmi").await;
-        node.write("cloud.json", &cloud.to_string());
+        node.azure
+            .write_environment(&node.scratch.path().join("cloud.json"));
         node.write("kubeconfig", &config);
-        node.furnish(&handle, &set).await;
+        node.furnish(&set).await;
         node
     }
 
@@ -101,8 +89,9 @@ impl Node {
         std::fs::write(self.scratch.path().join(name), text).unwrap();
     }
 
-    async fn furnish(&self, azure: &Handle, set: &str) {
-        let identity = azure.create_identity("nodes", "attached");
+    async fn furnish(&self, set: &str) {
+        let azure = &self.azure.handle;
+        let identity = azure.create_identity(GROUP, "attached");
         azure.attach(set, &identity);
         let (application, _) = azure.create_application("secret");
         let password = json!({ "name": "robot", "namespace": "default" });

@@ -5,14 +5,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use kube::Client;
-use podid_sim::azure::{Azure, Handle, HostKind, Role};
+use podid_sim::azure::{Config, Handle, HostKind};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 use crate::roles::{Roles, kubeconfig, send};
+use crate::shared::{self, GROUP, Local};
 
 pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
 const OURS: &str = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
@@ -23,63 +23,24 @@ const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases/aad-
 pub struct World {
     api: ApiServer,
     client: Client,
-    azure: Handle,
+    azure: Local,
     pub roles: Roles,
     kubeconfig: PathBuf,
     scratch: tempfile::TempDir,
-    stop: CancellationToken,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
 }
 
 impl World {
     pub async fn build() -> Self {
-        let stop = CancellationToken::new();
-        let azure = Azure::bind(podid_sim::azure::Config {
+        let azure = shared::start(Config {
             patch_latency: Duration::from_millis(5),
-            ..podid_sim::azure::Config::default()
-        });
-        let azure = azure.await.unwrap();
-        let (handle, arm, entra) = (azure.handle(), azure.arm(), azure.entra());
-        let until = stop.clone();
-        tokio::spawn(async move { azure.run(until).await });
+            ..Config::default()
+        })
+        .await;
         let api = ApiServer::start().await.unwrap();
         api.install_crds().await.unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let set = handle.create_host(HostKind::ScaleSet, "nodes", "pool");
-        let (application, principal) = handle.create_application("secret");
-        let scope = format!(
-            "/subscriptions/{}/resourceGroups/nodes",
-            handle.subscription()
-        );
-        for role in [
-            Role::VirtualMachineContributor,
-            Role::ManagedIdentityOperator,
-        ] {
-            handle.assign_role(&principal, role, &scope);
-        }
-        let write = |name: &str, value: Value| {
-            std::fs::write(scratch.path().join(name), value.to_string()).unwrap();
-        };
-        write(
-            "cloud.json",
-            json!({
-                "resourceManagerEndpoint": format!("http://{arm}/"),
-                "activeDirectoryEndpoint": format!("http://{entra}/"),
-                "tokenAudience": "https://management.azure.com/",
-            }),
-        );
-        write(
-            "azure.json",
-            json!({
-                "cloud": "AzureStackCloud", "tenantId": handle.tenant(),
-                "aadClientId": application, "aadClientSecret": "secret",
-            }),
-        );
+        let set = azure.handle.create_host(HostKind::ScaleSet, GROUP, "pool");
+        shared::write_azure(scratch.path(), &azure);
         let output = Command::new(PODID)
             .args(["manifests", "--registry=example.azurecr.io/podid"])
             .output()
@@ -94,9 +55,8 @@ impl World {
             roles: Roles::of("podid-mic", &client, objects),
             api,
             client,
-            azure: handle,
+            azure,
             scratch,
-            stop,
         };
         world.furnish(&set).await;
         world
@@ -122,7 +82,7 @@ impl World {
 
     /// An identity, a binding and an exception in the older spelling, and a pod; all by this name.
     pub async fn need(&self, name: &str) {
-        let identity = self.azure.create_identity("nodes", name);
+        let identity = self.azure.handle.create_identity(GROUP, name);
         let ours = |kind: &str, spec: Value| {
             json!({
                 "apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind, "metadata": { "name": name }, "spec": spec,

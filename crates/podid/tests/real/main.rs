@@ -15,6 +15,8 @@ mod kubectl;
 #[path = "../docs/pages.rs"]
 #[allow(dead_code, reason = "not every test needs all of it")]
 mod pages;
+#[path = "../world/azure.rs"]
+mod shared;
 mod shell;
 mod takeover;
 mod world;

@@ -1,6 +1,5 @@
 //! A real kube-apiserver and a simulated Azure, with `podid mic` as a process.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,11 +8,12 @@ use std::time::Duration;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
-use podid_sim::azure::{Azure, Handle, HostKind, Identity, Role};
+use podid_sim::azure::{Config, Handle, HostKind, Identity};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+
+use crate::shared::{self, GROUP, Local};
 
 /// Waits until it is so while the process runs.
 macro_rules! until {
@@ -35,33 +35,23 @@ pub struct World {
     pub set: String,
     pub identities: [Identity; 2],
     scratch: tempfile::TempDir,
-    stop: CancellationToken,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+    azure_runs: Local,
 }
 
 impl World {
     /// A node of a scale set, and two identities.
     pub async fn new() -> Self {
-        let stop = CancellationToken::new();
-        let azure = Azure::bind(podid_sim::azure::Config {
+        let azure = shared::start(Config {
             patch_latency: Duration::from_millis(20),
-            ..podid_sim::azure::Config::default()
-        });
-        let azure = azure.await.unwrap();
-        let handle = azure.handle();
-        let (arm, entra) = (azure.arm(), azure.entra());
-        let until = stop.clone();
-        tokio::spawn(async move { azure.run(until).await });
+            ..Config::default()
+        })
+        .await;
+        let handle = azure.handle.clone();
         let api = ApiServer::start().await.unwrap();
         api.install_crds().await.unwrap();
         let client = api.client().await.unwrap();
-        let set = handle.create_host(HostKind::ScaleSet, "nodes", "pool");
-        let identities = ["one", "two"].map(|name| handle.create_identity("nodes", name));
+        let set = handle.create_host(HostKind::ScaleSet, GROUP, "pool");
+        let identities = ["one", "two"].map(|name| handle.create_identity(GROUP, name));
         let scratch = tempfile::tempdir().unwrap();
         let world = Self {
             api,
@@ -70,45 +60,13 @@ impl World {
             set,
             identities,
             scratch,
-            stop,
+            azure_runs: azure,
         };
-        world.configure(arm, entra);
+        shared::write_azure(world.scratch.path(), &world.azure_runs);
         let provider = Handle::provider_id(&world.set, 0);
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" }, "spec": { "providerID": provider } });
         create(&world.all("", "Node"), node).await;
         world
-    }
-
-    fn configure(&self, arm: SocketAddr, entra: SocketAddr) {
-        let (application, principal) = self.azure.create_application("secret");
-        let scope = format!(
-            "/subscriptions/{}/resourceGroups/nodes",
-            self.azure.subscription()
-        );
-        for role in [
-            Role::VirtualMachineContributor,
-            Role::ManagedIdentityOperator,
-        ] {
-            self.azure.assign_role(&principal, role, &scope);
-        }
-        let write = |name: &str, value: Value| {
-            std::fs::write(self.scratch.path().join(name), value.to_string()).unwrap();
-        };
-        write(
-            "cloud.json",
-            json!({
-                "resourceManagerEndpoint": format!("http://{arm}/"),
-                "activeDirectoryEndpoint": format!("http://{entra}/"),
-                "tokenAudience": "https://management.azure.com/",
-            }),
-        );
-        write(
-            "azure.json",
-            json!({
-                "cloud": "AzureStackCloud", "tenantId": self.azure.tenant(),
-                "aadClientId": application, "aadClientSecret": "secret",
-            }),
-        );
     }
 
     pub fn all(&self, group: &str, kind: &str) -> Api<DynamicObject> {

@@ -1,7 +1,5 @@
 //! podid beside AAD Pod Identity's nmi on one node, from its coming to its going, under load.
 
-use std::time::{Duration, Instant};
-
 use podid_testkit::process::Process;
 use tempfile::TempDir;
 
@@ -86,12 +84,7 @@ impl Node {
     }
 
     fn until(&self, process: &Process, text: &str) {
-        let started = Instant::now();
-        while !process.log().contains(text) {
-            let late = started.elapsed() > Duration::from_secs(60);
-            assert!(!late && !process.has_ended(), "{text}: {}", process.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        process.wait_for_log(text).unwrap();
     }
 
     fn goes_on(&self, load: &Load) {

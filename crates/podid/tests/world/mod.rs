@@ -4,13 +4,14 @@
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use podid_testkit::cgroup::PodGroup;
 use podid_testkit::net::{METADATA, Net, Wire};
-use podid_testkit::process::{self, Process};
+pub use podid_testkit::process::text;
+use podid_testkit::process::{self, Process, run_with_input};
 use podid_testkit::tools;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -73,7 +74,7 @@ impl World {
             command.args(["--identity", name]);
         }
         let azure = Process::spawn(command, &folder.path().join("azure.log")).unwrap();
-        let said = said(&azure, "service principal");
+        let said = azure.wait_for_log("service principal").unwrap();
         let identities = identities
             .iter()
             .map(|name| identity(&said, name))
@@ -85,7 +86,7 @@ impl World {
             .args(["sim", "cluster", "--kubeconfig"])
             .arg(&kubeconfig);
         let cluster = Process::spawn(command, &folder.path().join("cluster.log")).unwrap();
-        self::said(&cluster, "API server");
+        cluster.wait_for_log("API server").unwrap();
         let mut world = Self {
             nmi: None,
             nmi_group: None,
@@ -113,7 +114,12 @@ impl World {
 
     /// Another nmi, which logs to a file of its own.
     pub fn spawn_nmi(&self, name: &str, flags: &[&str]) -> Process {
-        let mut command = self.net.command("node", PODID);
+        self.spawn_program(Path::new(PODID), name, flags)
+    }
+
+    /// As [`World::spawn_nmi`], with a podid of another version.
+    pub fn spawn_program(&self, podid: &Path, name: &str, flags: &[&str]) -> Process {
+        let mut command = self.net.command("node", podid.to_str().unwrap());
         self.pass(&mut command, flags);
         let log = self.folder.path().join(format!("{name}.log"));
         Process::spawn(command, &log).unwrap()
@@ -204,22 +210,10 @@ impl World {
 
     /// Real kubectl, as on the node.
     pub fn kubectl(&self, arguments: &[&str], input: &str) -> String {
-        use std::io::Write as _;
         let kubectl = tools::Kubernetes::find().unwrap().kubectl;
         let mut command = self.net.command("node", kubectl.to_str().unwrap());
         command.args(arguments).env("KUBECONFIG", self.kubeconfig());
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(input.as_bytes())
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
+        let output = run_with_input(command, input).unwrap();
         assert!(
             output.status.success(),
             "kubectl {arguments:?}: {}",
@@ -303,18 +297,7 @@ impl World {
 
     /// A program in a pod.
     pub fn command(&self, pod: &str, program: &str) -> Command {
-        let mut command = self.net.command(pod, program);
-        for name in [
-            "http_proxy",
-            "https_proxy",
-            "all_proxy",
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "ALL_PROXY",
-        ] {
-            command.env_remove(name);
-        }
-        command
+        self.net.command(pod, program)
     }
 
     /// What a pod is answered with: the status and the body.
@@ -394,7 +377,6 @@ fn claims(token: &str) -> Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
-/// The shell's words by which it joins a control group.
 /// The node's control groups of version 2, and a bpf file system.
 const MOUNTS: &str = "mount -t cgroup2 none /sys/fs/cgroup && mount -t bpf none /sys/fs/bpf";
 /// What the chart lets nmi do.
@@ -411,20 +393,13 @@ fn answer(output: &Output) -> (u16, Value) {
     )
 }
 
+/// The shell's words by which it joins a control group.
 fn join(group: &PodGroup) -> String {
     let procs = group.procs();
     let lines: Vec<String> = procs
         .map(|procs| format!("echo 0 > {}", procs.display()))
         .collect();
     lines.join(" && ")
-}
-
-pub fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
 }
 
 fn merge(into: &mut Value, from: &Value) {
@@ -435,21 +410,6 @@ fn merge(into: &mut Value, from: &Value) {
             }
         }
         (into, from) => *into = from.clone(),
-    }
-}
-
-fn said(process: &Process, text: &str) -> String {
-    let started = Instant::now();
-    loop {
-        let log = process.log();
-        if log.contains(text) {
-            return log;
-        }
-        assert!(
-            started.elapsed() < PATIENCE && !process.has_ended(),
-            "it did not say {text:?}: {log}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -1,34 +1,23 @@
 //! What a person does with the real `kubectl`.
 
+use std::process::{Command, Output};
+
+use podid_testkit::process::run_with_input;
 use podid_testkit::tools::Kubernetes;
-use std::{
-    io::Write as _,
-    process::{Command, Output, Stdio},
-};
 
 use crate::{Subject, resources};
 
 /// Runs `kubectl` in the test's namespace.
 fn run(s: &Subject, args: &[&str], input: &str) -> Output {
     let home = tempfile::tempdir().unwrap();
-    let mut child = Command::new(Kubernetes::find().unwrap().kubectl)
+    let mut kubectl = Command::new(Kubernetes::find().unwrap().kubectl);
+    kubectl
         .arg("--kubeconfig")
         .arg(s.kubeconfig.path())
         .args(["-n", &s.namespace])
         .args(args)
-        .env("HOME", home.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
-    child.wait_with_output().unwrap()
+        .env("HOME", home.path());
+    run_with_input(kubectl, input).unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -63,6 +63,16 @@ pub fn helm() -> Result<PathBuf> {
     build("tools/helm/build").context("helm is neither cached nor can it be built: run tools/setup")
 }
 
+/// podid as it was at the commit that `tools/released/build` names; it is built when it is not there, which takes minutes.
+///
+/// # Errors
+/// When it cannot be built, with what was said.
+pub fn released() -> Result<PathBuf> {
+    build("tools/released/build").context(
+        "podid of the earlier version is neither cached nor can it be built: run tools/setup",
+    )
+}
+
 /// The library that makes a program's clock run faster (the package libfaketime), to be preloaded.
 ///
 /// # Errors

@@ -10,16 +10,18 @@
 mod beside;
 mod client;
 mod original;
+mod released;
 #[path = "../world/mod.rs"]
 mod world;
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use client::{Connection, Habit, Load};
 use podid_testkit::process::Process;
 use tempfile::TempDir;
-use world::World;
+use world::{PODID, World};
 
 const PODS: [(&str, Ipv4Addr); 4] = [
     ("pod", Ipv4Addr::new(10, 244, 0, 11)),
@@ -75,10 +77,16 @@ impl Node {
 
     /// Starts the next one; gives the one before it.
     fn start(&mut self) -> Process {
+        self.start_program(Path::new(PODID))
+    }
+
+    /// As [`Node::start`], with a podid of another version.
+    fn start_program(&mut self, podid: &Path) -> Process {
         self.generation += 1;
         let name = format!("nmi-{}", self.generation);
         let flags = self.flags.each_ref().map(String::as_str);
-        std::mem::replace(&mut self.running, self.world.spawn_nmi(&name, &flags))
+        let next = self.world.spawn_program(podid, &name, &flags);
+        std::mem::replace(&mut self.running, next)
     }
 
     fn until(&self, what: &str, process: &Process, text: &str) {

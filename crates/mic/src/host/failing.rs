@@ -9,6 +9,7 @@
 //!                        ├─ Azure names it ────────────────► quarantine it
 //!                        └─ Azure names none ──────────────► bisect: try each half of the batch next
 //!   host not found ────► forget what was seen, back off
+//!   outcome unknown ───► remember what was to be detached: when it is gone later, that is no drift; read, back off
 //!   all else ──────────► read before the next PATCH, back off
 //! ```
 
@@ -48,8 +49,8 @@ impl Host {
         quarantine: &mut Quarantine,
     ) -> Failure {
         let batch = change.map_or(&[][..], |change| &change.attach);
-        if change.is_some() {
-            self.unclaim(error.outcome_unknown);
+        if let Some(change) = change {
+            self.unclaim(change, error.outcome_unknown, now);
         }
         let mut refused = Vec::new();
         let mut is_news = false;
@@ -72,10 +73,11 @@ impl Host {
     }
 
     /// A PATCH failed. Where it was not made, what it was to attach is not podid's: if it is on the host later, somebody else has
-    /// attached it. Where the outcome is unknown, the next read tells.
-    fn unclaim(&mut self, outcome_unknown: bool) {
+    /// attached it. Where the outcome is unknown, the next reads tell.
+    fn unclaim(&mut self, change: &HostChange, outcome_unknown: bool, now: Instant) {
         if outcome_unknown {
             self.ownership.confirm_claims();
+            self.ownership.on_detach_unconfirmed(&change.detach, now);
             self.observed.read_at = None;
         } else {
             self.ownership.unclaim();

@@ -1,7 +1,8 @@
 //! The outcome of an action that went well: what a read, an answer, a record or a PATCH changes in what is known of the host.
 //!
 //! The host's worker ([`super::worker`]) calls these after it has carried out an [`Action`](super::Action). They guard drift
-//! detection: a read that misses what podid attached and a pod needs is drift, which somebody else has caused.
+//! detection: a read that misses an identity that the read before has shown and a pod needs is drift, which somebody else has caused,
+//! unless podid may have detached it itself.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,8 +37,11 @@ impl Host {
         let drifted = self.demand.wanted.keys();
         let drifted = drifted
             .filter(|id| self.has(id) == Some(true) && !shown.user.contains_key(id))
+            .filter(|id| !self.ownership.may_have_detached(id))
             .cloned()
             .collect();
+        let is_there = |id: &ResourceId| shown.user.contains_key(id);
+        self.ownership.confirm_detaches(now, is_there);
         self.find_mismatches(&shown, client_id);
         let there: Vec<_> = shown.user.keys().cloned().collect();
         self.doubts.suspects.clear(&there);
@@ -114,7 +118,8 @@ impl Host {
         let mut affected = BTreeSet::new();
         self.trouble = None;
         self.observed.unchanged_reads = 0;
-        self.ownership.confirm_claims();
+        let ids = change.attach.iter().chain(&change.detach);
+        self.ownership.on_patched(ids);
         self.doubts.suspects.clear(&change.attach);
         let Some(seen) = self.observed.identities.as_mut().map(Arc::make_mut) else {
             return affected;
@@ -145,4 +150,62 @@ pub(super) fn users_of_all<const N: usize>(
     let all = all.into_iter().flatten();
     let meant = all.filter(|(id, _)| is_meant(id));
     meant.flat_map(|(_, users)| users).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use podid_policy::facts::ObjectKey;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::host::cloud::Fault;
+    use crate::host::quarantine::Quarantine;
+    use crate::testing::azure::fault;
+    use crate::testing::{host, id};
+
+    /// podid's detach fails at second 0 while a pod needs the identity again. Reads at these seconds show it; the read at the last second
+    /// does not.
+    #[rstest]
+    #[case::the_next_read(true, &[], 10, false)]
+    #[case::a_later_read(true, &[10], 190, false)]
+    #[case::a_read_long_after_the_last_one(true, &[10], 6000, false)]
+    #[case::the_operation_must_be_over(true, &[10, 3600], 3800, true)]
+    #[case::it_was_never_made(false, &[], 10, true)]
+    fn a_missing_identity_is_drift_unless_podid_may_have_detached_it(
+        #[case] outcome_unknown: bool,
+        #[case] shown: &[u64],
+        #[case] gone: u64,
+        #[case] is_drift: bool,
+    ) {
+        let start = Instant::now();
+        let at = |second: u64| start + Duration::from_secs(second);
+        let (mut host, mut quarantine) = (Host::new(Arc::new(host(1))), Quarantine::default());
+        let who = AssignmentKey {
+            pod: ObjectKey::new("ns", "pod"),
+            identity: "id1".into(),
+        };
+        host.want(&id(1), who, start);
+        let there = || HostIdentities {
+            user: [(id(1), None)].into(),
+            ..HostIdentities::default()
+        };
+        host.on_read(start, there(), |_| None);
+        let change = HostChange {
+            attach: Vec::new(),
+            detach: vec![id(1)],
+        };
+        let mut error = fault(Fault::Unavailable, None);
+        error.outcome_unknown = outcome_unknown;
+        let config = Config::new("mic", "system");
+        host.on_failed(start, &config, &error, Some(&change), &mut quarantine);
+        for second in shown {
+            let outcome = host.on_read(at(*second), there(), |_| None);
+            assert_eq!(outcome.drifted, []);
+        }
+        let outcome = host.on_read(at(gone), HostIdentities::default(), |_| None);
+        assert_eq!(outcome.drifted == [id(1)], is_drift);
+    }
 }

@@ -5,6 +5,7 @@
 //! fenced by the record's `resourceVersion`, so that a leader of the past cannot overwrite its successor's record.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -12,6 +13,7 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId, stable_hash};
 use serde_json::json;
+use tokio::time::Instant;
 
 /// The label by which the records are listed.
 const LABEL: &str = "aadpodidentity.k8s.io/record";
@@ -21,6 +23,9 @@ const LABEL_VALUE: &str = "host";
 const HOST: &str = "host";
 /// The key in the ConfigMap that has the attached identities and their client ids, as JSON.
 const ATTACHED: &str = "attached";
+
+/// Azure carries out a PATCH whose outcome is unknown within an hour, or not at all; most take seconds.
+const MAX_OPERATION: Duration = Duration::from_secs(3600);
 
 /// The identities that podid attached to a host, with their client ids.
 pub(crate) type Owned = BTreeMap<ResourceId, Option<ClientId>>;
@@ -33,6 +38,8 @@ pub(super) struct Ownership {
     pub(super) recorded: Owned,
     /// Owned only because of the PATCH that is about to be sent.
     claimed: BTreeSet<ResourceId>,
+    /// Detaches by podid whose outcome is unknown, and when each call failed: Azure may still carry them out.
+    unconfirmed_detaches: BTreeMap<ResourceId, Instant>,
 }
 
 impl Ownership {
@@ -61,6 +68,36 @@ impl Ownership {
     /// The PATCH was made, or may have been made: what it was to attach stays podid's.
     pub(super) fn confirm_claims(&mut self) {
         self.claimed.clear();
+    }
+
+    /// A PATCH failed, and whether Azure has detached or will detach these is unknown.
+    pub(super) fn on_detach_unconfirmed(&mut self, detach: &[ResourceId], now: Instant) {
+        let detach = detach.iter().map(|id| (id.clone(), now));
+        self.unconfirmed_detaches.extend(detach);
+    }
+
+    /// Whether podid may have detached the identity itself, so that it is no drift when it is gone.
+    pub(super) fn may_have_detached(&self, id: &ResourceId) -> bool {
+        self.unconfirmed_detaches.contains_key(id)
+    }
+
+    /// A read has shown which identities are on the host: a detach was carried out where the identity is gone, and was not where the
+    /// identity is there after the longest time that an operation takes.
+    pub(super) fn confirm_detaches(
+        &mut self,
+        now: Instant,
+        is_there: impl Fn(&ResourceId) -> bool,
+    ) {
+        let detaches = &mut self.unconfirmed_detaches;
+        detaches.retain(|id, failed_at| is_there(id) && now - *failed_at < MAX_OPERATION);
+    }
+
+    /// A PATCH was carried out, after which these are on the host or gone for certain.
+    pub(super) fn on_patched<'a>(&mut self, ids: impl Iterator<Item = &'a ResourceId>) {
+        self.claimed.clear();
+        for id in ids {
+            self.unconfirmed_detaches.remove(id);
+        }
     }
 
     /// These are not podid's any more.

@@ -28,12 +28,30 @@ pub(crate) struct World {
     pub(crate) names: bool,
     /// Answers to the next PATCHes, instead of carrying them out.
     pub(crate) faults: VecDeque<HostError>,
+    /// Each of the next PATCHes is carried out after this time, and its outcome cannot be read.
+    pub(crate) unreadable: VecDeque<Duration>,
     /// The client ids of identities, and those under which they are attached, where Azure tells.
     pub(crate) clients: BTreeMap<ResourceId, ClientId>,
     pub(crate) shown: BTreeMap<(HostKey, ResourceId), ClientId>,
     /// Nothing is reachable.
     pub(crate) down: bool,
     pub(crate) calls: Vec<(Instant, Call)>,
+}
+
+impl World {
+    fn carry_out(&mut self, host: &HostKey, change: &HostChange) {
+        let there = self.attached.entry(host.clone()).or_default();
+        there.extend(change.attach.iter().cloned());
+        there.retain(|id| !change.detach.contains(id));
+        for id in &change.detach {
+            self.shown.remove(&(host.clone(), id.clone()));
+        }
+        for id in &change.attach {
+            if let Some(client) = self.clients.get(id).cloned() {
+                self.shown.insert((host.clone(), id.clone()), client);
+            }
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -124,7 +142,7 @@ impl HostClient for FakeAzure {
     ) -> BoxFuture<'a, Result<Option<String>, HostError>> {
         async move {
             assert!(change.attach.len() + change.detach.len() <= MAX_CHANGE);
-            {
+            let outcome = {
                 let mut world = self.0.lock();
                 let call = Call::Patch(host.clone(), change.clone());
                 world.calls.push((Instant::now(), call));
@@ -137,19 +155,20 @@ impl HostClient for FakeAzure {
                 if let Some(error) = Self::refusal(&world, change) {
                     return Err(error);
                 }
-                let there = world.attached.entry(host.clone()).or_default();
-                there.extend(change.attach.iter().cloned());
-                there.retain(|id| !change.detach.contains(id));
-                for id in &change.detach {
-                    world.shown.remove(&(host.clone(), id.clone()));
+                if let Some(time) = world.unreadable.pop_front() {
+                    let (azure, host, change) = (self.0.clone(), host.clone(), change.clone());
+                    tokio::spawn(async move {
+                        sleep(time).await;
+                        azure.lock().carry_out(&host, &change);
+                    });
+                    Err(fault(Fault::Unavailable, None))
+                } else {
+                    world.carry_out(host, change);
+                    Ok(())
                 }
-                for id in &change.attach {
-                    if let Some(client) = world.clients.get(id).cloned() {
-                        world.shown.insert((host.clone(), id.clone()), client);
-                    }
-                }
-            }
+            };
             sleep(Duration::from_secs(5)).await;
+            outcome?;
             Ok(Some("version".to_owned()))
         }
         .boxed()

@@ -15,7 +15,10 @@
 //! The rules **fail closed**: while they exist and NMI does not, a connection is refused (nftables) or dropped (iptables) and
 //! never reaches the node's metadata service. Only [`Backend::cleanup`] and [`withdraw`] remove them.
 //!
-//! `podid nmi` runs a [`Keeper`], which puts the rules in place and repairs them. [`handover`] passes NMI's listening sockets to
+//! Requests of the node itself, and of pods on the host's network, are intercepted where [`HostNetwork`] says so: `output` sends them back
+//! in by the same way. Pods are told from the node's processes by an eBPF program on their cgroup (pod_mark.rs).
+//!
+//! `podid nmi` runs a [`Keeper`], which puts the rules in place, repairs them, and proves by a connection of its own that they work (proof.rs). [`handover`] passes NMI's listening sockets to
 //! its successor, and [`Links`] says whose network namespace a caller's address leads to.
 //!
 //! IPv4 only: Azure's metadata service has no IPv6 address.

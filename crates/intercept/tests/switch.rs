@@ -110,3 +110,26 @@ fn rules_that_a_crash_left_are_seen_and_go(#[case] other: Way, #[case] after: Wa
     assert_eq!(world.node.ask(METADATA).unwrap(), AZURE);
     assert_eq!(world.pod.ask(METADATA).unwrap(), OURS);
 }
+
+/// A node agent that is relieved while it looks: its successor's rules stay as they are.
+#[rstest]
+#[case(Way::Nftables)]
+#[case(Way::IptablesNft)]
+#[case(Way::IptablesLegacy)]
+fn a_look_that_is_under_way_puts_nothing_in_place_any_more(#[case] way: Way) {
+    let world = World::new();
+    let _nmi = world.nmi(NMI);
+    let backend = way.on(&world);
+    world
+        .node
+        .block_on(|| async { backend.apply(&Rules::default()).await })
+        .unwrap();
+    let successors = rules_of_podid(&world);
+    world.node.block_on(|| async {
+        let relieved = CancellationToken::new();
+        relieved.cancel();
+        let keeper = Keeper::new(Backend::Nftables, all(), Duration::from_secs(3600));
+        keeper.run(relieved).await;
+    });
+    assert_eq!(rules_of_podid(&world), successors);
+}

@@ -1,4 +1,11 @@
-//! `podid`: Azure identities for Kubernetes pods.
+//! The program `podid`: Azure identities for Kubernetes pods.
+//!
+//! ```text
+//! main ──► cli ──┬── mic, nmi            the roles of a cluster: flags in, a task of podid-mic or podid-nmi out
+//!                ├── status, crds        what a person asks and applies
+//!                ├── manifests ──► manifests/   the objects of an installation
+//!                └── demo ──► demo/, sim        without a cluster and without Azure
+//! ```
 
 mod cli;
 #[cfg(feature = "simulators")]

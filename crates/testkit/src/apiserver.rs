@@ -1,4 +1,5 @@
-//! A real kube-apiserver with its etcd, for one test or a few.
+//! Real kube-apiserver with its etcd, for one test or a few. It can be stopped, frozen, given new certificates, and its history
+//! compacted.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

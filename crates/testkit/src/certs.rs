@@ -1,4 +1,4 @@
-//! Certificates made up for one run.
+//! TLS certificates and keys, made for one run of a test: an authority, and a server signed by it.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

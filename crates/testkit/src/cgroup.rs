@@ -1,4 +1,4 @@
-//! The control groups that a kubelet and its runtime make for a pod's processes.
+//! Control groups (cgroups) of pods, named as a kubelet names them, so that nmi can attest a test's processes.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! A way to a server that can be closed, and on which what is said takes its time.
+//! TCP proxy that a test can close or slow down: the way from podid's processes to the API server.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -1,7 +1,16 @@
-//! What podid's tests run against: a real kube-apiserver, and programs and containers that end with the test.
+//! Test environment of podid: real programs, and the network and kernel objects around them.
 //!
-//! Everything started here ends with its value, and with the test process, however that ends.
-//! What it leaves on disk or in the kernel when the process is killed, the next test process removes.
+//! | a test needs | it uses |
+//! | --- | --- |
+//! | a real kube-apiserver, also one that fails | [`apiserver`], and [`gate`] for the way to it |
+//! | a node with pods, in network namespaces | [`net`], with [`cgroup`] for the pods' processes |
+//! | the images, run as a kubelet runs them | [`container`] |
+//! | a program beside it, or to its end | [`process`] |
+//! | certificates | [`certs`] |
+//! | where kubectl, helm and an earlier podid are | [`tools`] |
+//!
+//! Everything started here ends with its value, and with the test process, however that ends. What a killed test process leaves on
+//! disk or in the kernel, the next one removes. The simulators are a crate of their own, `podid-sim`.
 
 pub mod apiserver;
 pub mod certs;

@@ -1,4 +1,4 @@
-//! A node with pods, and Azure behind it, in network namespaces.
+//! Network namespaces: a node with pods, and Azure behind it.
 //!
 //! Without interception a pod reaches the metadata service as on a real node: everything that keeps it away is podid's.
 

@@ -1,4 +1,4 @@
-//! Programs that run beside a test and never outlive it.
+//! Child processes that run beside a test and never outlive it: their log, their end, and the commands that make them.
 
 use std::fs::File;
 use std::io::Write as _;

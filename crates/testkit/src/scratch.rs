@@ -1,4 +1,4 @@
-//! Folders of one test process, and the removal of those of dead ones.
+//! Scratch folders of one test process, and the removal of those that killed ones left behind.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Where the programs that the tests start come from.
+//! Paths of the programs that tests start: from the cache of `tools/setup`, and built by the scripts of `tools` when they are not there.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! Command lines as written for the original's `mic` and `nmi`: Go's single dash, Go's durations, klog's flags.
+//! Command-line compatibility with the original's `mic` and `nmi`: Go's single dash, Go's durations, klog's flags. `main` normalises
+//! the arguments by it before clap sees them.
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `podid crds`.
+//! `podid crds`: prints or applies the CustomResourceDefinitions.
 
 use std::io::Write as _;
 use std::path::PathBuf;

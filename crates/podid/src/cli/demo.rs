@@ -1,4 +1,4 @@
-//! `podid demo`.
+//! `podid demo`: the flags of the demo.
 
 use clap::{Args, ValueEnum};
 

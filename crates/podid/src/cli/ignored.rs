@@ -1,4 +1,4 @@
-//! Flags of the original's mic and nmi that have no meaning here: taken so that old manifests start, and told so at the start.
+//! Ignored flags of the original's mic and nmi: accepted so that old manifests start, and logged with their reason at the start.
 
 use clap::Args;
 

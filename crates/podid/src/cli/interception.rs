@@ -1,4 +1,5 @@
-//! What becomes of the node's rules while a node agent runs.
+//! Interception task of `podid nmi`: puts the node's rules in place and repairs them, or withdraws them, while this node agent is the
+//! one that serves.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `podid manifests`.
+//! `podid manifests`: prints the objects of an installation.
 
 use std::io::Write as _;
 

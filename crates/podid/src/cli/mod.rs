@@ -1,4 +1,4 @@
-//! The command line: a file a command.
+//! Command line: one file per command.
 
 mod cloud;
 pub mod compat;

@@ -1,4 +1,4 @@
-//! `docs/flags.md`, made from the command line's own definitions.
+//! Flag reference `docs/flags.md`, generated from the command line's own definitions; a test compares the two.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! What the long-running commands share: a runtime, the API server, signals.
+//! Startup that the long-running commands share: the async runtime, the client of the API server, and the signals that end them.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `podid sim`: the simulators on their own.
+//! `podid sim`: the simulators on their own, for whoever develops against Azure's identities without Azure.
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

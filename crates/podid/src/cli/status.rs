@@ -1,4 +1,4 @@
-//! `podid status`: the state of everything, from what the API server has.
+//! `podid status`: who leads, which identities Azure refuses, and which pods wait, from what the API server has.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

@@ -1,4 +1,4 @@
-//! Tables that line up, and ages as kubectl writes them.
+//! Text tables with aligned columns, and ages as kubectl writes them. `podid status` and `podid sim` print them.
 
 use std::fmt::Write as _;
 

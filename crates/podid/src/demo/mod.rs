@@ -1,4 +1,4 @@
-//! The demo: the whole story on one machine, told step by step.
+//! Demo: the whole story on one machine, step by step, with both simulators and the real controller and node agent in this process.
 
 mod show;
 mod stage;

@@ -1,4 +1,4 @@
-//! How the steps look: lines that line up, colour only on a terminal, JSON for scripts.
+//! Output of the demo: aligned lines, colour only on a terminal, JSON for scripts.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;

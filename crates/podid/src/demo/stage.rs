@@ -1,4 +1,5 @@
-//! Everything that the story needs, running in this process, and what a person would do with `kubectl` and `az`.
+//! World of the demo: the simulators, the controller and the node agent in this process, and what a person would do with `kubectl` and
+//! `az`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The steps, as data: what is told, why, and what is done.
+//! Steps of the demo, as data: what happens, why, and the code that does it.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};

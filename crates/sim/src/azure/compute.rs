@@ -1,4 +1,5 @@
-//! The identities of virtual machines and scale sets, and the operations that change them.
+//! Microsoft.Compute: GET and PATCH of the identities of virtual machines and scale sets, their long-running operations, and their
+//! throttling. `arm` routes here; what it changes is what the metadata service of a node then knows.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

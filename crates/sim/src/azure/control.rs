@@ -1,4 +1,5 @@
-//! To set the simulated Azure up, disturb it and look inside.
+//! Control of the simulated Azure, from outside its HTTP ports: sets it up, injects faults, reads the journal. Tests and the demo hold
+//! it.
 
 use std::io;
 use std::net::SocketAddr;

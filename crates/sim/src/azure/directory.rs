@@ -1,4 +1,5 @@
-//! Who exists, who may, and which identities are on which host.
+//! Directory of the simulated Azure: identities, applications, role assignments, and the hosts with what is attached to them. The state
+//! that all of its services share, under one lock.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;

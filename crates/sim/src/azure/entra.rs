@@ -1,4 +1,4 @@
-//! Entra: the token endpoints, discovery and keys.
+//! Entra: token endpoints, OpenID discovery and signing keys. Gives applications tokens by secret, certificate or federated token.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Injected faults, and the layer through which every request passes.
+//! Fault injection: a layer around every service of the simulated Azure, which writes the journal and delays, replaces or cuts answers
+//! as a test has ordered by `Control::inject`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! The metadata service of one node: it knows which machine asks, and gives tokens of what is attached to it.
+//! Instance metadata service (IMDS) of one node: tokens of what is attached to its host, and the instance document. Started by
+//! `Control::serve_imds`; the address that it listens on tells it which machine asks.
 
 use std::collections::HashMap;
 use std::sync::Arc;

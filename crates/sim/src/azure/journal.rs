@@ -1,4 +1,4 @@
-//! What was asked and how it was answered; never tokens or secrets.
+//! Journal of requests: who was asked, and how that was answered. Tests count calls by it; tokens and secrets never enter it.
 
 use std::collections::VecDeque;
 

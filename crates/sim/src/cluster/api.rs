@@ -1,4 +1,5 @@
-//! The server: its state, and which verb a request is.
+//! API server: its state, and the verb that a request means. `http` gives it each request; it goes on to `read`, `write`, `delete` or
+//! `watch`.
 
 use std::sync::Arc;
 

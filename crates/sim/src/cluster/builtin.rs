@@ -1,4 +1,4 @@
-//! The built-in kinds.
+//! Built-in kinds: one table with the group, version, names and traits of each. `catalog` begins with it.
 
 use k8s_openapi::{
     api::{

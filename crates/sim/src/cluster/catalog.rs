@@ -1,4 +1,4 @@
-//! Which kinds are served, and how.
+//! Catalog of the served kinds, built-in and custom. The API server finds the kind of a request in it; discovery lists it.
 
 use std::sync::Arc;
 

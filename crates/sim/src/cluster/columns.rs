@@ -1,4 +1,4 @@
-//! The columns of `kubectl get`.
+//! Printer columns: the table that `kubectl get` shows. `view` asks for them when a client accepts a `Table`.
 
 use serde_json::{Value, json};
 

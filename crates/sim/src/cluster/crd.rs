@@ -1,4 +1,5 @@
-//! CustomResourceDefinitions: what they define, and what is wrong with them.
+//! CustomResourceDefinitions: the kinds that they define, and what is wrong with them. `write` validates a definition here before it is
+//! stored; `catalog` serves what it defines.
 
 use serde_json::{Value, json};
 

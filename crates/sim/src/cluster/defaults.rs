@@ -1,4 +1,4 @@
-//! Defaults and the few checks of the built-in kinds.
+//! Defaulting and validation of the built-in kinds, as far as tests meet them. `strategy` calls both for each write.
 
 use serde_json::{Value, json};
 

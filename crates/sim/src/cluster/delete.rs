@@ -1,4 +1,4 @@
-//! delete: grace periods, finalizers, and what goes with a namespace or a definition.
+//! The verb `delete`: grace periods, preconditions, finalizers, and the garbage collection of a namespace or a definition.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Discovery: which groups, versions and resources there are.
+//! Discovery (`/api`, `/apis`, `/version`): groups, versions and resources, by which `kubectl` and clients find a kind.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Refusals, worded as the real server words them.
+//! `Status` errors: every refusal, worded as the real server words it, with its reason, its code and its causes.
 
 use serde_json::{Value, json};
 

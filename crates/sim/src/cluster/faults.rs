@@ -1,4 +1,5 @@
-//! Faults on demand: latency, refused requests, dropped watches, forgotten history.
+//! Fault injection: latency, refused requests, dropped watches, forgotten history. Tests order them by a `FaultInjector`; `http` and
+//! `watch` obey.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The part of JSONPath that printer columns use.
+//! JSONPath, as much of it as printer columns use. `columns` evaluates it.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! The patches that clients send: merge, JSON and strategic merge.
+//! PATCH: merge patch, JSON patch and strategic merge patch, told apart by the content type.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! What a request's path names.
+//! Request paths: the kind, namespace, name and subresource that a path names.
 
 /// The object or collection that a path names.
 #[derive(Debug, Clone, PartialEq, Default)]

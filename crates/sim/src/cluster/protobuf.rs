@@ -1,4 +1,4 @@
-//! Kubernetes' protobuf encoding, as far as `kubectl create` sends it: a few small kinds, read only.
+//! Protobuf encoding of Kubernetes, as far as `kubectl create` sends it: a few small kinds, read only.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! get and list.
+//! The verbs `get` and `list`: pages with `limit` and `continue`, and lists at a past resourceVersion.
 
 use std::sync::Arc;
 

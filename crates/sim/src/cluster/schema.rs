@@ -1,4 +1,5 @@
-//! Structural schemas of custom resources: unknown fields dropped, defaults set, values checked.
+//! Structural schemas of custom resources: pruning of unknown fields, defaulting, validation. `crd` compiles them, `strategy` applies
+//! them.
 
 use std::collections::BTreeMap;
 

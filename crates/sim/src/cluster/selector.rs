@@ -1,4 +1,4 @@
-//! Label and field selectors.
+//! Label selectors and field selectors of lists and watches.
 
 use serde_json::Value;
 

@@ -1,4 +1,5 @@
-//! All objects, under one resourceVersion, with the recent changes that watches and snapshots need.
+//! Object store, as etcd is to the real server: all objects under one resourceVersion, with the recent changes that watches and
+//! snapshots need.
 
 use std::{
     collections::{BTreeMap, VecDeque},

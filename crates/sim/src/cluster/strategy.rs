@@ -1,4 +1,5 @@
-//! What becomes of an object between the request and the store: shape, metadata, defaults, validity.
+//! Create and update strategy of a kind: what the server does to an object between the request and the store (pruning, metadata,
+//! defaulting, validation). `write` calls it.
 
 use serde_json::{Value, json};
 

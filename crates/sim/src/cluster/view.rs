@@ -1,4 +1,4 @@
-//! How an object is shown: whole, its metadata alone, or as a row of a table.
+//! Representation of an object: whole, as PartialObjectMetadata, or as a row of a Table, by what the client accepts.
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! watch: a stream of changes from a resourceVersion on.
+//! The verb `watch`: a stream of changes from a resourceVersion on, with bookmarks, timeouts and streamed lists.
 
 use std::{io, sync::Arc, time::Duration};
 

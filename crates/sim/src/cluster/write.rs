@@ -1,4 +1,4 @@
-//! create, replace and patch.
+//! The verbs `create`, `update` and `patch`: optimistic concurrency by resourceVersion, and the status subresource.
 
 use std::sync::Arc;
 

@@ -18,7 +18,7 @@ use kube::{Api, Client};
 use podid_api::assigned::AzureAssignedIdentity;
 use podid_cluster::lenient::Lenient;
 use podid_cluster::watch::{Change, WatchStatus};
-use podid_sim::azure::{self, Azure, Handle, HostKind, Role};
+use podid_sim::azure::{self, Azure, Control, HostKind, Role};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::{Process, command};
 use serde::Deserialize;
@@ -33,9 +33,10 @@ const SETS: usize = 20;
 const NODES: usize = 100;
 const IDENTITIES: usize = 100;
 const PATCH_TAKES: Duration = Duration::from_millis(200);
-/// Pods are created by so many at once.
+/// Requests in flight while pods are created.
 const AT_ONCE: usize = 32;
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Time limit for a phase of the benchmark.
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(120);
 /// All pods must have their identities so soon after the last was created.
 const SOON: Duration = Duration::from_secs(5);
 /// `/proc` counts CPU time in these.
@@ -187,15 +188,15 @@ async fn measure(pods: usize, rest: Duration) -> Outcome<Figures> {
         ..azure::Config::default()
     })
     .await?;
-    let handle = azure.handle();
+    let control = azure.control();
     let environment = json!({
         "resourceManagerEndpoint": format!("http://{}/", azure.arm()),
         "activeDirectoryEndpoint": format!("http://{}/", azure.entra()),
         "tokenAudience": "https://management.azure.com/",
     });
     tokio::spawn(azure.run(stop.clone()));
-    furnish(&client, &handle).await?;
-    let mic = start(folder.path(), &server, &handle, &environment)?;
+    furnish(&client, &control).await?;
+    let mic = start(folder.path(), &server, &control, &environment)?;
     wait_for(&mic, "leading").await?;
     let assigned = count(&client, stop.clone());
 
@@ -204,7 +205,7 @@ async fn measure(pods: usize, rest: Duration) -> Outcome<Figures> {
     let created = started.elapsed();
     let (waited, cpu) = until_assigned(&mic, assigned, pods).await?;
     let arm = |method: &str| {
-        let journal = handle.journal();
+        let journal = control.journal();
         let of_hosts = journal
             .iter()
             .filter(|entry| entry.path.contains("/virtualMachineScaleSets/"));
@@ -219,7 +220,7 @@ async fn measure(pods: usize, rest: Duration) -> Outcome<Figures> {
     let writes = writes(&client).await?;
     let at_rest = (memory(&mic, "VmHWM:")?, memory(&mic, "VmRSS:")?);
     drop(mic);
-    let mic = start(folder.path(), &server, &handle, &environment)?;
+    let mic = start(folder.path(), &server, &control, &environment)?;
     wait_for(&mic, "leading").await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     Ok(Figures {
@@ -255,7 +256,7 @@ async fn writes(client: &Client) -> Outcome<(f64, f64)> {
 }
 
 /// Nodes, identities and their bindings, in Azure and in the cluster.
-async fn furnish(client: &Client, azure: &Handle) -> Outcome<()> {
+async fn furnish(client: &Client, azure: &Control) -> Outcome<()> {
     let sets: Vec<String> = (0..SETS)
         .map(|n| azure.create_host(HostKind::ScaleSet, GROUP, &format!("aks-pool{n}-vmss")))
         .collect();
@@ -293,7 +294,7 @@ fn node(n: usize) -> String {
 fn start(
     folder: &Path,
     server: &ApiServer,
-    azure: &Handle,
+    azure: &Control,
     environment: &Value,
 ) -> Outcome<Process> {
     let (application, principal) = azure.create_application("secret");
@@ -330,7 +331,7 @@ fn start(
 async fn wait_for(mic: &Process, text: &str) -> Outcome<()> {
     let started = Instant::now();
     while !mic.log().contains(text) {
-        if mic.has_ended() || started.elapsed() > PATIENCE {
+        if mic.has_ended() || started.elapsed() > CONDITION_TIMEOUT {
             return Err(format!("the controller does not say {text:?}: {}", mic.log()).into());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -395,7 +396,7 @@ async fn until_assigned(
 ) -> Outcome<(Duration, f64)> {
     let started = Instant::now();
     let all = assigned.wait_for(|assigned| *assigned == pods);
-    let reached = tokio::time::timeout(PATIENCE, all).await.is_ok();
+    let reached = tokio::time::timeout(CONDITION_TIMEOUT, all).await.is_ok();
     if !reached {
         return Err(format!(
             "{} of {pods} are Assigned: {}",

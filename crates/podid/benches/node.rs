@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const REQUEST: &[u8] = b"GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net HTTP/1.1\r\nHost: x\r\nMetadata: true\r\n\r\n";
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for a node agent to answer its first request, and for one answer.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests a second, and for how long, as a busy node has them.
 const BUSY: (u32, Duration) = (200, Duration::from_secs(10));
 const CLIENTS: u64 = 4;
@@ -91,11 +92,11 @@ async fn surroundings(
     stop: CancellationToken,
 ) -> Outcome<(std::path::PathBuf, SocketAddr)> {
     let azure = Azure::bind(azure::Config::default()).await?;
-    let handle = azure.handle();
-    let set = handle.create_host(HostKind::ScaleSet, "rg", "pool1");
-    let reader = handle.create_identity("rg", "reader");
-    handle.attach(&set, &reader);
-    let imds = handle
+    let control = azure.control();
+    let set = control.create_host(HostKind::ScaleSet, "rg", "pool1");
+    let reader = control.create_identity("rg", "reader");
+    control.attach(&set, &reader);
+    let imds = control
         .serve_imds(&set, Some(0), (Ipv4Addr::LOCALHOST, 0).into())
         .await?;
     tokio::spawn(azure.run(stop.clone()));
@@ -206,7 +207,7 @@ fn start(kubeconfig: &Path, imds: SocketAddr) -> Outcome<(Agent, SocketAddr)> {
 fn wait(door: SocketAddr) -> Outcome<()> {
     let started = Instant::now();
     while connect(door, 0).and_then(|stream| ask(&stream)).is_err() {
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > START_TIMEOUT {
             return Err("the node agent does not give a token".into());
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -219,7 +220,7 @@ fn connect(door: SocketAddr, pod: u64) -> Outcome<TcpStream> {
     socket.bind(&SocketAddr::new(IpAddr::V4(address(pod)), 0).into())?;
     socket.connect(&door.into())?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(START_TIMEOUT))?;
     Ok(socket.into())
 }
 

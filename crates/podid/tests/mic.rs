@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use podid_sim::azure::{Azure, Handle, HostKind, Role};
+use podid_sim::azure::{Azure, Control, HostKind, Role};
 use podid_sim::cluster::{self, Cluster};
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ const GROUP: &str = "nodes";
 
 struct World {
     scratch: tempfile::TempDir,
-    azure: Handle,
+    azure: Control,
     cluster: SocketAddr,
     client: reqwest::Client,
     set: String,
@@ -51,18 +51,18 @@ impl World {
         .await
         .unwrap();
         let cluster = Cluster::bind(cluster::Config::default()).await.unwrap();
-        let handle = azure.handle();
-        let set = handle.create_host(HostKind::ScaleSet, GROUP, "pool");
-        let (application, principal) = handle.create_application("first");
+        let control = azure.control();
+        let set = control.create_host(HostKind::ScaleSet, GROUP, "pool");
+        let (application, principal) = control.create_application("first");
         let scope = format!(
             "/subscriptions/{}/resourceGroups/{GROUP}",
-            handle.subscription()
+            control.subscription()
         );
         for role in [
             Role::VirtualMachineContributor,
             Role::ManagedIdentityOperator,
         ] {
-            handle.assign_role(&principal, role, &scope);
+            control.assign_role(&principal, role, &scope);
         }
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("kubeconfig"), cluster.kubeconfig()).unwrap();
@@ -78,7 +78,7 @@ impl World {
         tokio::spawn(async move { cluster.run(b).await });
         let world = Self {
             scratch,
-            azure: handle,
+            azure: control,
             cluster: address,
             client: reqwest::Client::new(),
             set,

@@ -17,7 +17,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{WatchStreamExt as _, reflector, watcher},
 };
-use podid_sim::cluster::{Cluster, Config, Handle, Secret};
+use podid_sim::cluster::{Cluster, Config, FaultInjector, Secret};
 use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -32,15 +32,15 @@ async fn client(kubeconfig: &str) -> Client {
     Client::try_from(config).unwrap()
 }
 
-async fn start(config: Config) -> (Api<ConfigMap>, Handle, DropGuard) {
+async fn start(config: Config) -> (Api<ConfigMap>, FaultInjector, DropGuard) {
     let cluster = Cluster::bind(config).await.unwrap();
     let client = client(&cluster.kubeconfig()).await;
-    let handle = cluster.handle();
+    let faults = cluster.faults();
     let shutdown = CancellationToken::new();
     tokio::spawn(cluster.run(shutdown.clone()));
     (
         Api::default_namespaced(client),
-        handle,
+        faults,
         shutdown.drop_guard(),
     )
 }
@@ -51,8 +51,8 @@ fn map(name: &str) -> ConfigMap {
 
 #[tokio::test]
 async fn requests_fail_as_often_as_asked() {
-    let (maps, handle, _guard) = start(Config::default()).await;
-    handle.fail_next(1, 503, "POST /api/v1/namespaces/default/configmaps");
+    let (maps, faults, _guard) = start(Config::default()).await;
+    faults.fail_next(1, 503, "POST /api/v1/namespaces/default/configmaps");
     maps.list(&ListParams::default()).await.unwrap();
     let params = PostParams::default();
     match maps.create(&params, &map("a")).await {
@@ -67,8 +67,8 @@ async fn requests_fail_as_often_as_asked() {
 
 #[tokio::test]
 async fn answers_are_held_back() {
-    let (maps, handle, _guard) = start(Config::default()).await;
-    handle.set_latency(Duration::from_millis(80));
+    let (maps, faults, _guard) = start(Config::default()).await;
+    faults.set_latency(Duration::from_millis(80));
     let before = Instant::now();
     maps.list(&ListParams::default()).await.unwrap();
     assert!(before.elapsed() >= Duration::from_millis(80));
@@ -76,7 +76,7 @@ async fn answers_are_held_back() {
 
 #[tokio::test]
 async fn a_forgotten_version_is_gone() {
-    let (maps, handle, _guard) = start(Config::default()).await;
+    let (maps, faults, _guard) = start(Config::default()).await;
     let from = maps
         .list(&ListParams::default())
         .await
@@ -87,7 +87,7 @@ async fn a_forgotten_version_is_gone() {
     maps.create(&PostParams::default(), &map("a"))
         .await
         .unwrap();
-    handle.compact();
+    faults.compact();
     let mut events = std::pin::pin!(maps.watch(&WatchParams::default(), &from).await.unwrap());
     match events.next().await.unwrap().unwrap() {
         WatchEvent::Error(status) => {
@@ -100,7 +100,7 @@ async fn a_forgotten_version_is_gone() {
 
 #[tokio::test]
 async fn a_reflector_survives_dropped_watches_and_forgotten_history() {
-    let (maps, handle, _guard) = start(Config::default()).await;
+    let (maps, faults, _guard) = start(Config::default()).await;
     for config in [
         watcher::Config::default(),
         watcher::Config::default().streaming_lists(),
@@ -113,11 +113,11 @@ async fn a_reflector_survives_dropped_watches_and_forgotten_history() {
         let look = async {
             store.wait_until_ready().await.unwrap();
             let before = store.len();
-            handle.drop_watches();
+            faults.drop_watches();
             maps.create(&PostParams::default(), &map(&format!("map-{before}")))
                 .await
                 .unwrap();
-            handle.compact();
+            faults.compact();
             while store.len() != before + 1 {
                 tokio::task::yield_now().await;
             }

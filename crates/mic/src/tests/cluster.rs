@@ -112,7 +112,7 @@ async fn pod(real: &Real, name: &str) {
 async fn assignments_come_and_go_however_often_the_watches_break() {
     let stop = CancellationToken::new();
     let cluster = Cluster::bind(ClusterConfig::default()).await.unwrap();
-    let (real, disturb) = (Real(client(&cluster).await), cluster.handle());
+    let (real, disturb) = (Real(client(&cluster).await), cluster.faults());
     let running = tokio::spawn(cluster.run(stop.clone()));
     furnish(&real).await;
     let azure = FakeAzure::default();

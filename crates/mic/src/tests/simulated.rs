@@ -3,27 +3,27 @@
 use podid_azure::arm::Arm;
 use podid_azure::config::Credential;
 use podid_azure::endpoints::Endpoints;
-use podid_sim::azure::{Azure, Handle, HostKind, Identity, Role};
+use podid_sim::azure::{Azure, Control, HostKind, Identity, Role};
 
 use super::*;
 
 const GROUP: &str = "nodes";
 
 /// A running simulated Azure and a client of it that may change its hosts.
-async fn simulated(stop: &CancellationToken) -> (Handle, Arm, String, JoinHandle<()>) {
+async fn simulated(stop: &CancellationToken) -> (Control, Arm, String, JoinHandle<()>) {
     let sim = Azure::bind(podid_sim::azure::Config {
         patch_latency: Duration::from_millis(50),
         ..podid_sim::azure::Config::default()
     })
     .await
     .unwrap();
-    let handle = sim.handle();
-    let (client_id, principal) = handle.create_application("secret");
+    let control = sim.control();
+    let (client_id, principal) = control.create_application("secret");
     let scope = format!(
         "/subscriptions/{}/resourceGroups/{GROUP}",
-        handle.subscription()
+        control.subscription()
     );
-    handle.assign_role(&principal, Role::VirtualMachineContributor, &scope);
+    control.assign_role(&principal, Role::VirtualMachineContributor, &scope);
     let at = |address: SocketAddr| format!("http://{address}").parse().unwrap();
     let endpoints = Endpoints {
         imds: at(sim.arm()),
@@ -32,19 +32,19 @@ async fn simulated(stop: &CancellationToken) -> (Handle, Arm, String, JoinHandle
         arm_audience: "https://management.azure.com/".to_owned(),
     };
     let credential = Credential::Secret {
-        tenant: handle.tenant().into(),
+        tenant: control.tenant().into(),
         client_id: ClientId::parse(&client_id).unwrap(),
         secret: Arc::new("secret".to_owned().into()),
     };
     let arm = Arm::new(&endpoints, credential, None).unwrap();
     let stop = stop.clone();
     let running = tokio::spawn(async move { sim.run(stop).await.unwrap() });
-    (handle, arm, principal, running)
+    (control, arm, principal, running)
 }
 
 struct Town {
     world: World,
-    azure: Handle,
+    azure: Control,
 }
 
 impl Town {

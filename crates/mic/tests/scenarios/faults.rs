@@ -245,7 +245,7 @@ async fn missing_roles_are_named_and_noticed_when_they_are_granted() {
     world
         .node(
             "locked-0",
-            &podid_sim::azure::Handle::provider_id(&elsewhere, 0),
+            &podid_sim::azure::Control::provider_id(&elsewhere, 0),
         )
         .await;
     world.bound("one").await;

@@ -105,7 +105,7 @@ async fn scenario_07_a_service_principal_needs_nothing_in_azure() {
 #[tokio::test(start_paused = true)]
 async fn scenario_08_another_node_of_the_set_uses_the_identity() {
     let (world, set, mic) = single().await;
-    let second = podid_sim::azure::Handle::provider_id(&set, 1);
+    let second = podid_sim::azure::Control::provider_id(&set, 1);
     world.node("pool-1", &second).await;
     world.pod("default", "web-2", "pool-1", "one").await;
     until!("both", world.assigned().await == 2);

@@ -16,7 +16,7 @@ use podid_azure::config::Credential;
 use podid_azure::endpoints::Endpoints;
 use podid_mic::{Config, Mic, MicError};
 use podid_policy::ids::ClientId;
-use podid_sim::azure::{Azure, Handle, HostKind, Identity, Role};
+use podid_sim::azure::{Azure, Control, HostKind, Identity, Role};
 use podid_sim::cluster::{self, Cluster};
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
@@ -68,8 +68,8 @@ impl Drop for Clock {
 }
 
 pub struct World {
-    pub azure: Handle,
-    pub cluster: cluster::Handle,
+    pub azure: Control,
+    pub cluster: cluster::FaultInjector,
     pub client: Client,
     pub arm: Arm,
     /// Of the controller.
@@ -142,16 +142,16 @@ impl World {
             ..cluster::Config::default()
         });
         let cluster = cluster.await.unwrap();
-        let (handle, disturb) = (azure.handle(), cluster.handle());
-        let (client_id, principal) = handle.create_application("secret");
+        let (control, disturb) = (azure.control(), cluster.faults());
+        let (client_id, principal) = control.create_application("secret");
         for (group, role) in [
             (NODES, Role::VirtualMachineContributor),
             (NODES, Role::ManagedIdentityOperator),
             (APPS, Role::ManagedIdentityOperator),
         ] {
-            let subscription = handle.subscription();
+            let subscription = control.subscription();
             let scope = format!("/subscriptions/{subscription}/resourceGroups/{group}");
-            handle.assign_role(&principal, role, &scope);
+            control.assign_role(&principal, role, &scope);
         }
         let at = |address: SocketAddr| format!("http://{address}").parse().unwrap();
         let endpoints = Endpoints {
@@ -161,7 +161,7 @@ impl World {
             arm_audience: "https://management.azure.com/".to_owned(),
         };
         let credential = Credential::Secret {
-            tenant: handle.tenant().into(),
+            tenant: control.tenant().into(),
             client_id: ClientId::parse(&client_id).unwrap(),
             secret: Arc::new("secret".to_owned().into()),
         };
@@ -174,7 +174,7 @@ impl World {
         tasks.spawn(async move { azure.run(a).await.unwrap() });
         tasks.spawn(async move { cluster.run(b).await.unwrap() });
         let world = Self {
-            azure: handle,
+            azure: control,
             cluster: disturb,
             client,
             arm,
@@ -284,7 +284,7 @@ impl World {
     /// A uniform scale set with one node `<name>-0`; its ARM id.
     pub async fn set(&self, name: &str) -> String {
         let set = self.azure.create_host(HostKind::ScaleSet, NODES, name);
-        self.node(&format!("{name}-0"), &Handle::provider_id(&set, 0))
+        self.node(&format!("{name}-0"), &Control::provider_id(&set, 0))
             .await;
         set
     }

@@ -14,11 +14,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::run;
 
-/// In whose name the definitions are written.
+/// The field manager of server-side apply.
 const MANAGER: &str = "podid";
-/// The API server answers and serves the definitions within this time.
-const PATIENCE: Duration = Duration::from_secs(60);
-const AGAIN: Duration = Duration::from_millis(250);
+/// Time limit for the API server to take one definition, and again to serve it.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two looks whether a definition is served.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Print the four CustomResourceDefinitions as YAML, for `kubectl apply -f -`
 #[derive(Args)]
@@ -46,7 +47,7 @@ impl Crds {
         let api: Api<CustomResourceDefinition> = Api::all(client);
         for crd in podid_api::crds::all()? {
             let name = crd.name_any();
-            timeout(PATIENCE, apply(&api, &name, &crd))
+            timeout(APPLY_TIMEOUT, apply(&api, &name, &crd))
                 .await
                 .with_context(|| format!("{name}: the API server does not answer"))?
                 .with_context(|| format!("{name} cannot be applied; it takes get, create and patch on customresourcedefinitions"))?;
@@ -64,13 +65,13 @@ async fn apply(
     let params = PatchParams::apply(MANAGER).force();
     let patched = api.patch(name, &params, &Patch::Apply(crd)).await;
     let mut applied = patched.map_err(|error| anyhow!(describe(&error)))?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + APPLY_TIMEOUT;
     while !is_established(&applied) {
         ensure!(
             Instant::now() < deadline,
             "the API server does not serve it; see its conditions"
         );
-        sleep(AGAIN).await;
+        sleep(POLL_INTERVAL).await;
         applied = api.get(name).await?;
     }
     Ok(())

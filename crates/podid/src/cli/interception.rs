@@ -8,25 +8,25 @@ use podid_nmi::FinalDrain;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
-/// After a failed attempt to withdraw the rules.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Wait before the next attempt when the rules could not be withdrawn.
+const WITHDRAW_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// What is done with the rules.
-pub enum Keeping {
-    /// They are left as they are.
-    Nothing,
-    /// They are put in place and repaired.
-    Rules(Keeper),
-    /// They are removed, once whoever was intercepted has been served.
-    Withdrawal(Rules, FinalDrain),
+/// The work on the node's rules.
+pub enum InterceptionTask {
+    /// Rules that are there stay as they are.
+    None,
+    /// The keeper puts the rules in place and repairs them.
+    Keep(Keeper),
+    /// The rules are removed once the connections that they caught are drained.
+    Withdraw(Rules, FinalDrain),
 }
 
-impl Keeping {
-    /// Does it whenever it is this node agent that serves; tells whether what is wanted is so.
+impl InterceptionTask {
+    /// Works while this node agent serves, and sets `active` to whether the rules are as wanted.
     pub async fn run(self, serving: Receiver<bool>, active: Sender<bool>) {
         match self {
-            Self::Nothing => {}
-            Self::Rules(keeper) => {
+            Self::None => {}
+            Self::Keep(keeper) => {
                 let mut state = keeper.state();
                 let follow = async {
                     while state.changed().await.is_ok() {
@@ -35,12 +35,12 @@ impl Keeping {
                 };
                 tokio::select! {
                     () = follow => {}
-                    () = turns(serving, async |turn| keeper.run(turn).await) => {}
+                    () = while_serving(serving, async |stop| keeper.run(stop).await) => {}
                 }
             }
-            Self::Withdrawal(rules, drain) => {
-                turns(serving, async |turn| {
-                    leave(&rules, &drain, &active, &turn).await;
+            Self::Withdraw(rules, drain) => {
+                while_serving(serving, async |stop| {
+                    withdraw_rules(&rules, &drain, &active, &stop).await;
                 })
                 .await;
             }
@@ -48,25 +48,30 @@ impl Keeping {
     }
 }
 
-async fn turns(mut serving: Receiver<bool>, work: impl AsyncFn(CancellationToken)) {
+async fn while_serving(mut serving: Receiver<bool>, work: impl AsyncFn(CancellationToken)) {
     while serving.wait_for(|serving| *serving).await.is_ok() {
-        let turn = CancellationToken::new();
-        let over = async {
+        let stop = CancellationToken::new();
+        let stopping = async {
             // An error says that it has ended.
             let _ = serving.wait_for(|serving| !serving).await;
-            turn.cancel();
+            stop.cancel();
         };
-        tokio::join!(work(turn.clone()), over);
+        tokio::join!(work(stop.clone()), stopping);
     }
 }
 
-async fn leave(rules: &Rules, drain: &FinalDrain, active: &Sender<bool>, turn: &CancellationToken) {
+async fn withdraw_rules(
+    rules: &Rules,
+    drain: &FinalDrain,
+    active: &Sender<bool>,
+    stop: &CancellationToken,
+) {
     tracing::warn!(
         "--interception=withdraw: podid leaves this node. New requests reach whoever else redirects them, or the node's own metadata service; those under way are answered"
     );
     loop {
-        let outcome = withdraw(rules, async || drain.run().await, turn).await;
-        if turn.is_cancelled() {
+        let outcome = withdraw(rules, async || drain.run().await, stop).await;
+        if stop.is_cancelled() {
             return;
         }
         match outcome {
@@ -81,8 +86,8 @@ async fn leave(rules: &Rules, drain: &FinalDrain, active: &Sender<bool>, turn: &
             Err(error) => {
                 tracing::warn!(reason = %error, "the rules could not be withdrawn; trying again");
                 tokio::select! {
-                    () = turn.cancelled() => return,
-                    () = tokio::time::sleep(AGAIN) => {}
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(WITHDRAW_RETRY_DELAY) => {}
                 }
             }
         }

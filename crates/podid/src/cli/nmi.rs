@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::compat::{Logging, duration};
 use super::ignored::Ignored;
-use super::interception::Keeping;
+use super::interception::InterceptionTask;
 use super::run;
 
 /// A token is had from its issuer within this time; after that the client is told to come back, which it does by itself.
@@ -243,14 +243,14 @@ impl Nmi {
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
         let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active)
             .with_startup_taint(self.startup_taint.clone());
-        let keeping = self.keeping(rules, &nmi).await?;
+        let interception = self.interception_task(rules, &nmi).await?;
         let listeners = nmi.inherit(doors, &mut inheritance).await?;
         if let Some(path) = handover {
             nmi = nmi.with_takeover(path, inheritance.predecessor());
         }
         let serving = nmi.serving();
-        let keeping = keeping.run(serving, active);
-        let (outcome, ()) = tokio::join!(nmi.run(listeners, shutdown), keeping);
+        let interception = interception.run(serving, active);
+        let (outcome, ()) = tokio::join!(nmi.run(listeners, shutdown), interception);
         Ok(outcome?)
     }
 
@@ -315,10 +315,14 @@ impl Nmi {
         Ok(doors)
     }
 
-    async fn keeping(&self, rules: Rules, nmi: &podid_nmi::Nmi) -> anyhow::Result<Keeping> {
+    async fn interception_task(
+        &self,
+        rules: Rules,
+        nmi: &podid_nmi::Nmi,
+    ) -> anyhow::Result<InterceptionTask> {
         let backend = match self.interception.how {
-            How::None => return Ok(Keeping::Nothing),
-            How::Withdraw => return Ok(Keeping::Withdrawal(rules, nmi.final_drain())),
+            How::None => return Ok(InterceptionTask::None),
+            How::Withdraw => return Ok(InterceptionTask::Withdraw(rules, nmi.final_drain())),
             How::Auto => Backend::detect(&rules).await?,
             How::Nftables => Backend::Nftables,
             How::Iptables => Backend::Iptables,
@@ -326,7 +330,7 @@ impl Nmi {
         let interval = Duration::from_secs(self.interception.interval);
         let keeper = Keeper::new(backend, rules, interval);
         nmi.metrics().intercepted_by(keeper.state());
-        Ok(Keeping::Rules(keeper))
+        Ok(InterceptionTask::Keep(keeper))
     }
 
     fn upstream(&self, client: kube::Client, mark: Option<u32>) -> anyhow::Result<Upstream> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use podid_sim::azure::{self, Azure, Handle, HostKind, Role};
+use podid_sim::azure::{self, Azure, Control, HostKind, Role};
 use podid_sim::cluster::{self, Cluster};
 
 use super::compat::duration;
@@ -88,14 +88,14 @@ impl SimAzure {
         })
         .await
         .context("--address, --entra-port and --arm-port")?;
-        let handle = azure.handle();
-        let set = handle.create_host(HostKind::ScaleSet, "mc_podid_sim", "pool1");
+        let control = azure.control();
+        let set = control.create_host(HostKind::ScaleSet, "mc_podid_sim", "pool1");
         let address = SocketAddr::new(self.address, self.imds_port);
-        let imds = handle
+        let imds = control
             .serve_imds(&set, Some(0), address)
             .await
             .context("--imds-port")?;
-        let text = self.describe(&azure, &handle, &set, imds)?;
+        let text = self.describe(&azure, &control, &set, imds)?;
         std::io::stdout().write_all(text.as_bytes())?;
         Ok(azure.run(shutdown).await?)
     }
@@ -103,7 +103,7 @@ impl SimAzure {
     fn describe(
         &self,
         azure: &Azure,
-        handle: &Handle,
+        control: &Control,
         set: &str,
         imds: SocketAddr,
     ) -> anyhow::Result<String> {
@@ -113,19 +113,19 @@ impl SimAzure {
              Entra             http://{entra}/{}\n\
              Resource Manager  http://{arm}   (what was asked: http://{arm}/_sim/journal)\n\
              scale set         {set}\n",
-            handle.tenant()
+            control.tenant()
         );
         for name in &self.identities {
-            let identity = handle.create_identity("podid_sim", name);
-            handle.attach(set, &identity);
+            let identity = control.create_identity("podid_sim", name);
+            control.attach(set, &identity);
             text += &format!(
                 "identity          {} client id {}\n",
                 identity.id, identity.client_id
             );
         }
-        let (client, principal) = handle.create_application("podid-sim-secret");
-        let scope = format!("/subscriptions/{}", handle.subscription());
-        handle.assign_role(&principal, Role::Owner, &scope);
+        let (client, principal) = control.create_application("podid-sim-secret");
+        let scope = format!("/subscriptions/{}", control.subscription());
+        control.assign_role(&principal, Role::Owner, &scope);
         text += &format!("service principal {client} secret podid-sim-secret (Owner)\n");
         Ok(text)
     }

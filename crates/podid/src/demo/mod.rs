@@ -13,8 +13,8 @@ use crate::cli::run;
 use show::Show;
 use stage::Stage;
 
-/// A step that takes longer has not happened.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for one step of the story.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Plays the story. With `keep`, everything runs on until interrupted.
 ///
@@ -42,10 +42,13 @@ pub async fn run(keep: bool, json: bool) -> anyhow::Result<()> {
 async fn play(stage: &mut Stage, show: &mut Show) -> anyhow::Result<()> {
     for (number, step) in (1..).zip(story::STEPS) {
         show.starts(number, step)?;
-        let happened = timeout(PATIENCE, (step.act)(stage)).await;
+        let happened = timeout(STEP_TIMEOUT, (step.act)(stage)).await;
         let happened = match happened {
             Ok(happened) => happened,
-            Err(_) => Err(anyhow::anyhow!("nothing within {} s", PATIENCE.as_secs())),
+            Err(_) => Err(anyhow::anyhow!(
+                "nothing within {} s",
+                STEP_TIMEOUT.as_secs()
+            )),
         };
         match happened {
             Ok(detail) => show.happened(number, step, &detail)?,

@@ -19,7 +19,7 @@ use podid_mic::Mic;
 use podid_nmi::{Nmi, POD_REQUESTS, Upstream};
 use podid_policy::ids::ClientId;
 use podid_policy::matching::Scope;
-use podid_sim::azure::{self, Azure, Handle, HostKind, Identity, Role};
+use podid_sim::azure::{self, Azure, Control, HostKind, Identity, Role};
 use podid_sim::cluster::{self, Cluster};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -46,7 +46,7 @@ pub struct Playground {
 
 /// The world once it is up.
 pub struct World {
-    pub azure: Handle,
+    pub azure: Control,
     pub client: Client,
     pub set: String,
     pub endpoints: Endpoints,
@@ -100,16 +100,16 @@ impl Stage {
     /// Starts both simulators.
     pub async fn build(&mut self) -> anyhow::Result<()> {
         let azure = Azure::bind(azure::Config::default()).await?;
-        let handle = azure.handle();
-        let set = handle.create_host(HostKind::ScaleSet, GROUP, "pool1");
-        let controller = handle.create_identity(GROUP, "kubelet");
-        handle.attach(&set, &controller);
-        handle.assign_role(
+        let control = azure.control();
+        let set = control.create_host(HostKind::ScaleSet, GROUP, "pool1");
+        let controller = control.create_identity(GROUP, "kubelet");
+        control.attach(&set, &controller);
+        control.assign_role(
             &controller.principal_id,
             Role::VirtualMachineContributor,
             &set,
         );
-        let imds = handle.serve_imds(&set, Some(0), loopback(0)).await?;
+        let imds = control.serve_imds(&set, Some(0), loopback(0)).await?;
         let url =
             |address: SocketAddr| clouds::parse_url("simulator", &format!("http://{address}"));
         let endpoints = Endpoints {
@@ -134,7 +134,7 @@ impl Stage {
         let config = kube::config::Kubeconfig::from_yaml(&text)?;
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await?;
         self.world = Some(World {
-            azure: handle,
+            azure: control,
             client: Client::try_from(config)?,
             set,
             endpoints,
@@ -143,7 +143,7 @@ impl Stage {
             controller,
             _folder: folder,
         });
-        let provider = Handle::provider_id(&self.world()?.set, 0);
+        let provider = Control::provider_id(&self.world()?.set, 0);
         self.create(json!({
             "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE }, "spec": { "providerID": provider },
         }))

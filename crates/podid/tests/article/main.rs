@@ -29,7 +29,8 @@ const BLOB: &str = "what the article's program reads";
 const ACCOUNT: &str = "devstoreaccount1";
 const MYAPP: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 12);
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for what a test waits for, on a busy machine.
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Without this setting the storage client tries a refused credential, of whatever status, three times more, within 80 s or so.
 const ONE_TRY: &str = r#"{"retry_total": 0}"#;
 /// A refused program has ended by then.
@@ -221,7 +222,7 @@ impl World {
         ];
         while self.kubectl(&get, "").await != "Assigned" {
             assert!(
-                started.elapsed() < PATIENCE,
+                started.elapsed() < CONDITION_TIMEOUT,
                 "not assigned: {}",
                 self.mic.log()
             );
@@ -288,7 +289,7 @@ impl World {
         };
         while !ready().status.success() {
             assert!(
-                started.elapsed() < PATIENCE && !nmi.has_ended(),
+                started.elapsed() < CONDITION_TIMEOUT && !nmi.has_ended(),
                 "nmi is not ready: {}",
                 nmi.log()
             );
@@ -314,7 +315,7 @@ impl World {
         let started = Instant::now();
         while !nmi.has_ended() {
             assert!(
-                started.elapsed() < PATIENCE,
+                started.elapsed() < CONDITION_TIMEOUT,
                 "nmi does not end: {}",
                 nmi.log()
             );

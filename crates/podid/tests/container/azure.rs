@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use podid_sim::azure::{Config, Handle};
+use podid_sim::azure::{Config, Control};
 use podid_testkit::certs::{self, ServerFiles};
 use podid_testkit::net::{AZURE, Net};
 use rustls::ServerConfig;
@@ -20,7 +20,7 @@ pub const ENTRA: u16 = 8082;
 pub const ENTRA_TLS: u16 = 8443;
 
 /// Starts it with the scale set `pool`; gives the file of the authority that signed the certificate of Entra behind TLS, too.
-pub fn start(net: &Net, folder: &Path) -> (Handle, Running, PathBuf) {
+pub fn start(net: &Net, folder: &Path) -> (Control, Running, PathBuf) {
     let tls = certs::server(folder, &[], &[AZURE.into()]).unwrap();
     let authority = tls.ca.clone();
     let config = Config {
@@ -31,11 +31,11 @@ pub fn start(net: &Net, folder: &Path) -> (Handle, Running, PathBuf) {
         throttle: false,
         ..Config::default()
     };
-    let (handle, running) = shared::start_in_namespace(net, config, "pool", move || async move {
+    let (control, running) = shared::start_in_namespace(net, config, "pool", move || async move {
         let listener = TcpListener::bind((AZURE, ENTRA_TLS)).await.unwrap();
         behind_tls(listener, acceptor(&tls)).await;
     });
-    (handle, running, authority)
+    (control, running, authority)
 }
 
 fn acceptor(files: &ServerFiles) -> TlsAcceptor {

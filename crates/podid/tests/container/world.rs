@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use podid_sim::azure::{Handle, HostKind, Identity};
+use podid_sim::azure::{Control, HostKind, Identity};
 use podid_testkit::apiserver::{ApiServer, Options};
 use podid_testkit::cgroup::PodGroup;
 use podid_testkit::container::{Account, Container, Kubelet};
@@ -23,7 +23,8 @@ use crate::azure::{self, ARM, ENTRA, ENTRA_TLS};
 use crate::shared::{GROUP, Running, controller, write_credentials, write_environment};
 
 const PODID: &str = env!("CARGO_BIN_EXE_podid");
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for what a test waits for, on a busy machine.
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
 const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 /// Where mic finds its credentials by default, and what Azure is like, which only a simulated one needs to be told.
 const AZURE_JSON: &str = "etc/kubernetes/azure.json";
@@ -58,7 +59,7 @@ pub fn template(objects: &[Value], name: &str) -> Value {
 pub struct World {
     // Processes end before the namespaces and the folder go.
     pods: Mutex<BTreeMap<String, Processes>>,
-    pub azure: Handle,
+    pub azure: Control,
     _azure_runs: Running,
     /// The file of the authority that signed the certificate of Entra behind TLS.
     pub entra_authority: PathBuf,
@@ -125,7 +126,7 @@ impl World {
         }
         self.apply(&json!({
             "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" },
-            "spec": { "providerID": Handle::provider_id(set, 0) },
+            "spec": { "providerID": Control::provider_id(set, 0) },
         }));
         self.apply(&json!({
             "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity",
@@ -238,7 +239,7 @@ impl World {
     }
 
     pub fn until(&self, what: &str, container: &Container, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CONDITION_TIMEOUT;
         while !holds() {
             assert!(
                 Instant::now() < deadline,

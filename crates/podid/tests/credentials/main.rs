@@ -20,19 +20,20 @@ use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_nmi::{Config, Nmi, POD_REQUESTS, Upstream};
 use podid_policy::matching::Scope;
-use podid_sim::azure::{self, Azure, Handle};
+use podid_sim::azure::{self, Azure, Control};
 use podid_sim::cluster::{self, Cluster};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for what a test waits for, and of podid's calls to Azure in it.
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(20);
 const RESOURCE: &str = "https://vault.azure.net";
 
 /// A pod `default/web` at loopback with the selector `app`, and an application in Entra.
 struct World {
-    azure: Handle,
+    azure: Control,
     client: Client,
     door: SocketAddr,
     application: String,
@@ -56,7 +57,7 @@ impl World {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let azure = Azure::bind(azure::Config::default()).await.unwrap();
-        let (handle, entra) = (azure.handle(), format!("http://{}", azure.entra()));
+        let (control, entra) = (azure.control(), format!("http://{}", azure.entra()));
         let stopped = stop.clone();
         tasks.spawn(async move { azure.run(stopped).await.unwrap() });
         let cluster = Cluster::bind(cluster::Config::default()).await.unwrap();
@@ -69,8 +70,8 @@ impl World {
 
         let authority = clouds::parse_url("entra", &entra).unwrap();
         let upstream = Upstream::new(
-            Imds::new(&authority, None, PATIENCE),
-            Entra::new(&authority, PATIENCE).unwrap(),
+            Imds::new(&authority, None, CONDITION_TIMEOUT),
+            Entra::new(&authority, CONDITION_TIMEOUT).unwrap(),
             client.clone(),
             any_namespace,
         );
@@ -82,9 +83,9 @@ impl World {
         let stopped = stop.clone();
         tasks.spawn(async move { nmi.run(listeners, stopped).await.unwrap() });
 
-        let (application, _) = handle.create_application("hush");
+        let (application, _) = control.create_application("hush");
         let world = Self {
-            azure: handle,
+            azure: control,
             client,
             door: address,
             application,
@@ -194,7 +195,7 @@ impl World {
                 return body;
             }
             assert!(
-                started.elapsed() < PATIENCE,
+                started.elapsed() < CONDITION_TIMEOUT,
                 "never {what}: {status} {body}"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use podid_sim::azure::{Config, Handle, HostKind, Identity};
+use podid_sim::azure::{Config, Control, HostKind, Identity};
 use podid_testkit::apiserver::{ApiServer, Options};
 use podid_testkit::gate::Gate;
 use podid_testkit::net::{METADATA, Net, Wire};
@@ -24,7 +24,8 @@ pub use crate::shared::GROUP;
 use crate::shared::{self, Running};
 
 pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Time limit for what a test waits for, on a busy machine.
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(120);
 const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
 /// What differs between worlds.
@@ -56,7 +57,7 @@ pub struct World {
     // Processes end before the namespaces and the folder go.
     pub mics: Mutex<Vec<Process>>,
     pub nmi: Mutex<Option<Process>>,
-    pub azure: Handle,
+    pub azure: Control,
     _azure_runs: Running,
     /// The way of podid's processes to the API server; everybody else's is another.
     pub gate: Gate,
@@ -87,7 +88,7 @@ pub fn world() -> Arc<World> {
     world
 }
 
-fn start_azure(net: &Net) -> (Handle, Running) {
+fn start_azure(net: &Net) -> (Control, Running) {
     let config = Config {
         address: METADATA.into(),
         arm_port: 8081,
@@ -151,7 +152,7 @@ impl World {
     pub fn node(&self, name: &str, set: &str, n: u32) {
         self.apply(&json!({
             "apiVersion": "v1", "kind": "Node", "metadata": { "name": name },
-            "spec": { "providerID": Handle::provider_id(set, n) },
+            "spec": { "providerID": Control::provider_id(set, n) },
         }));
     }
 
@@ -304,7 +305,7 @@ impl World {
     }
 
     pub fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CONDITION_TIMEOUT;
         while !holds() {
             if Instant::now() > deadline {
                 panic!("never: {what}\n{}", self.logs());
@@ -329,7 +330,7 @@ impl World {
     }
 }
 
-fn write_cloud(folder: &TempDir, azure: &Handle) {
+fn write_cloud(folder: &TempDir, azure: &Control) {
     let at = |name: &str| folder.path().join(name);
     let (arm, entra) = (
         format!("http://{METADATA}:8081"),

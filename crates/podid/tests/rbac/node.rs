@@ -40,10 +40,10 @@ impl Node {
     /// With the accounts and roles that the chart renders with these values.
     pub async fn build(mode: &'static str, values: &[&str]) -> Self {
         let azure = shared::start(podid_sim::azure::Config::default()).await;
-        let set = azure.handle.create_host(HostKind::ScaleSet, GROUP, "pool");
+        let set = azure.control.create_host(HostKind::ScaleSet, GROUP, "pool");
         let anywhere = "127.0.0.1:0".parse().unwrap();
         let imds = azure
-            .handle
+            .control
             .serve_imds(&set, Some(0), anywhere)
             .await
             .unwrap();
@@ -90,7 +90,7 @@ impl Node {
     }
 
     async fn furnish(&self, set: &str) {
-        let azure = &self.azure.handle;
+        let azure = &self.azure.control;
         let identity = azure.create_identity(GROUP, "attached");
         azure.attach(set, &identity);
         let (application, _) = azure.create_application("secret");

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use kube::Client;
-use podid_sim::azure::{Config, Handle, HostKind};
+use podid_sim::azure::{Config, Control, HostKind};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ impl World {
         let api = ApiServer::start().await.unwrap();
         api.install_crds().await.unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let set = azure.handle.create_host(HostKind::ScaleSet, GROUP, "pool");
+        let set = azure.control.create_host(HostKind::ScaleSet, GROUP, "pool");
         shared::write_azure(scratch.path(), &azure);
         let output = Command::new(PODID)
             .args(["manifests", "--registry=example.azurecr.io/podid"])
@@ -69,7 +69,7 @@ impl World {
             "/api/v1/nodes",
             json!({
                 "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" },
-                "spec": { "providerID": Handle::provider_id(set, 0) },
+                "spec": { "providerID": Control::provider_id(set, 0) },
             }),
         )
         .await;
@@ -82,7 +82,7 @@ impl World {
 
     /// An identity, a binding and an exception in the older spelling, and a pod; all by this name.
     pub async fn need(&self, name: &str) {
-        let identity = self.azure.handle.create_identity(GROUP, name);
+        let identity = self.azure.control.create_identity(GROUP, name);
         let ours = |kind: &str, spec: Value| {
             json!({
                 "apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind, "metadata": { "name": name }, "spec": spec,

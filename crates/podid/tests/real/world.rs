@@ -8,7 +8,7 @@ use std::time::Duration;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
-use podid_sim::azure::{Config, Handle, HostKind, Identity};
+use podid_sim::azure::{Config, Control, HostKind, Identity};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ pub(crate) use until;
 pub struct World {
     pub api: ApiServer,
     pub client: Client,
-    pub azure: Handle,
+    pub azure: Control,
     pub set: String,
     pub identities: [Identity; 2],
     scratch: tempfile::TempDir,
@@ -46,24 +46,24 @@ impl World {
             ..Config::default()
         })
         .await;
-        let handle = azure.handle.clone();
+        let control = azure.control.clone();
         let api = ApiServer::start().await.unwrap();
         api.install_crds().await.unwrap();
         let client = api.client().await.unwrap();
-        let set = handle.create_host(HostKind::ScaleSet, GROUP, "pool");
-        let identities = ["one", "two"].map(|name| handle.create_identity(GROUP, name));
+        let set = control.create_host(HostKind::ScaleSet, GROUP, "pool");
+        let identities = ["one", "two"].map(|name| control.create_identity(GROUP, name));
         let scratch = tempfile::tempdir().unwrap();
         let world = Self {
             api,
             client,
-            azure: handle,
+            azure: control,
             set,
             identities,
             scratch,
             azure_runs: azure,
         };
         shared::write_azure(world.scratch.path(), &world.azure_runs);
-        let provider = Handle::provider_id(&world.set, 0);
+        let provider = Control::provider_id(&world.set, 0);
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" }, "spec": { "providerID": provider } });
         create(&world.all("", "Node"), node).await;
         world

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use podid_testkit::net::METADATA;
 
-const RETRY: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A connect that fails is tried again for this long, as every HTTP client does.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const TARGET: &str =
     "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
@@ -112,12 +114,12 @@ impl Connection {
     pub fn open() -> io::Result<Self> {
         let started = Instant::now();
         loop {
-            match TcpStream::connect_timeout(&(METADATA, 80).into(), RETRY) {
+            match TcpStream::connect_timeout(&(METADATA, 80).into(), CONNECT_TIMEOUT) {
                 Ok(stream) => {
-                    stream.set_read_timeout(Some(PATIENCE))?;
+                    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
                     return Ok(Self(BufReader::new(stream)));
                 }
-                Err(error) if started.elapsed() > RETRY => {
+                Err(error) if started.elapsed() > CONNECT_TIMEOUT => {
                     return Err(io::Error::new(error.kind(), format!("connect: {error}")));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),

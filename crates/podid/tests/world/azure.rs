@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use podid_sim::azure::{Azure, Config, Handle, HostKind, Role};
+use podid_sim::azure::{Azure, Config, Control, HostKind, Role};
 use podid_testkit::net::{METADATA, Net};
 use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -38,10 +38,10 @@ pub fn start_in_namespace<F: Future<Output = ()>>(
     config: Config,
     set: &'static str,
     beside: impl FnOnce() -> F + Send + 'static,
-) -> (Handle, Running) {
+) -> (Control, Running) {
     let namespace = std::fs::File::open(format!("/run/netns/{}", net.name("azure"))).unwrap();
     let stop = CancellationToken::new();
-    let (ready, handle) = mpsc::channel();
+    let (ready, control) = mpsc::channel();
     let stopped = stop.clone();
     let thread = std::thread::spawn(move || {
         nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -50,11 +50,11 @@ pub fn start_in_namespace<F: Future<Output = ()>>(
             .build();
         runtime.unwrap().block_on(async {
             let azure = Azure::bind(config).await.unwrap();
-            let handle = azure.handle();
-            let set = handle.create_host(HostKind::ScaleSet, GROUP, set);
+            let control = azure.control();
+            let set = control.create_host(HostKind::ScaleSet, GROUP, set);
             let imds = SocketAddr::from((METADATA, 80));
-            handle.serve_imds(&set, Some(0), imds).await.unwrap();
-            ready.send(handle).unwrap();
+            control.serve_imds(&set, Some(0), imds).await.unwrap();
+            ready.send(control).unwrap();
             tokio::select! {
                 ended = azure.run(stopped) => ended.unwrap(),
                 () = beside() => {}
@@ -65,12 +65,12 @@ pub fn start_in_namespace<F: Future<Output = ()>>(
         stop,
         thread: Some(thread),
     };
-    (handle.recv().unwrap(), running)
+    (control.recv().unwrap(), running)
 }
 
 /// A simulated Azure beside the test, at free ports; it ends when this is dropped.
 pub struct Local {
-    pub handle: Handle,
+    pub control: Control,
     pub arm: SocketAddr,
     pub entra: SocketAddr,
     _stop: DropGuard,
@@ -81,7 +81,7 @@ pub async fn start(config: Config) -> Local {
     let azure = Azure::bind(config).await.unwrap();
     let stop = CancellationToken::new();
     let local = Local {
-        handle: azure.handle(),
+        control: azure.control(),
         arm: azure.arm(),
         entra: azure.entra(),
         _stop: stop.clone().drop_guard(),
@@ -103,13 +103,13 @@ impl Local {
 
 /// Writes `azure.json` and `cloud.json` into a folder, for a controller.
 pub fn write_azure(folder: &Path, azure: &Local) {
-    let application = controller(&azure.handle);
-    write_credentials(&folder.join("azure.json"), &azure.handle, &application);
+    let application = controller(&azure.control);
+    write_credentials(&folder.join("azure.json"), &azure.control, &application);
     azure.write_environment(&folder.join("cloud.json"));
 }
 
 /// The client id of a new application that may do what a controller must: change hosts, and assign identities.
-pub fn controller(azure: &Handle) -> String {
+pub fn controller(azure: &Control) -> String {
     let (application, principal) = azure.create_application(SECRET);
     let scope = format!(
         "/subscriptions/{}/resourceGroups/{GROUP}",
@@ -125,7 +125,7 @@ pub fn controller(azure: &Handle) -> String {
 }
 
 /// Writes an `azure.json` for an application of [`controller`].
-pub fn write_credentials(file: &Path, azure: &Handle, application: &str) {
+pub fn write_credentials(file: &Path, azure: &Control, application: &str) {
     let credentials = json!({
         "cloud": "AzureStackCloud", "tenantId": azure.tenant(),
         "aadClientId": application, "aadClientSecret": SECRET,

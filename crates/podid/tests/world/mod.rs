@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for what a test waits for, on a busy machine.
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
 pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
 /// An identity in the simulated Azure, attached to the node.
@@ -184,7 +185,7 @@ impl World {
         let started = Instant::now();
         while !holds() {
             assert!(
-                started.elapsed() < PATIENCE,
+                started.elapsed() < CONDITION_TIMEOUT,
                 "never: {what}\n{}",
                 self.log()
             );

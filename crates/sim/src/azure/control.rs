@@ -18,13 +18,13 @@ use super::imds::{self, Node};
 use super::journal::Entry;
 use super::tokens::Subject;
 
-/// A simulated Azure, from outside its network.
+/// Sets a simulated Azure up and looks inside, as no client of it can.
 #[derive(Clone)]
-pub struct Handle {
+pub struct Control {
     world: Arc<World>,
 }
 
-impl Handle {
+impl Control {
     pub(super) fn new(world: Arc<World>) -> Self {
         Self { world }
     }

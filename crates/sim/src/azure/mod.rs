@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use control::Handle;
+pub use control::Control;
 pub use directory::{HostKind, Identity, Role};
 pub use faults::{Action, Fault};
 pub use journal::{Entry, Service};
@@ -103,7 +103,7 @@ pub struct Azure {
 }
 
 impl Azure {
-    /// Binds Entra and Resource Manager. Metadata services are added with [`Handle::serve_imds`].
+    /// Binds Entra and Resource Manager. Metadata services are added with [`Control::serve_imds`].
     ///
     /// # Errors
     /// When an address is in use or not this machine's, or no key can be made.
@@ -139,9 +139,9 @@ impl Azure {
         self.world.arm
     }
 
-    /// To set it up, disturb it and look inside.
-    pub fn handle(&self) -> Handle {
-        Handle::new(Arc::clone(&self.world))
+    /// What sets it up, injects faults and reads its journal, also while it runs.
+    pub fn control(&self) -> Control {
+        Control::new(Arc::clone(&self.world))
     }
 
     /// Serves until shutdown.

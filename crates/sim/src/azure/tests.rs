@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 /// A scale set whose node's own identity runs the controller, and a virtual machine's worth of administrators.
 struct Rig {
-    azure: Handle,
+    azure: Control,
     set: String,
     host: HostKey,
     endpoints: Endpoints,
@@ -44,13 +44,13 @@ fn url(mut address: SocketAddr) -> reqwest::Url {
 
 async fn rig(config: Config) -> Rig {
     let azure = Azure::bind(config).await.unwrap();
-    let (handle, stop) = (azure.handle(), CancellationToken::new());
+    let (control, stop) = (azure.control(), CancellationToken::new());
     let (entra, arm) = (url(azure.entra()), url(azure.arm()));
     tokio::spawn(azure.run(stop.clone()));
-    let set = handle.create_host(HostKind::ScaleSet, "mc_rg", "pool1");
-    let controller = handle.create_identity("mc_rg", "kubelet");
-    handle.attach(&set, &controller);
-    let imds = handle
+    let set = control.create_host(HostKind::ScaleSet, "mc_rg", "pool1");
+    let controller = control.create_identity("mc_rg", "kubelet");
+    control.attach(&set, &controller);
+    let imds = control
         .serve_imds(&set, Some(0), ([127, 0, 0, 1], 0).into())
         .await
         .unwrap();
@@ -64,9 +64,9 @@ async fn rig(config: Config) -> Rig {
         client_id: Some(ClientId::parse(&controller.client_id).unwrap()),
     };
     Rig {
-        host: HostKey::from_provider_id(&Handle::provider_id(&set, 0)).unwrap(),
+        host: HostKey::from_provider_id(&Control::provider_id(&set, 0)).unwrap(),
         arm: Arm::new(&endpoints, credential, None).unwrap(),
-        azure: handle,
+        azure: control,
         set,
         endpoints,
         controller,

@@ -64,11 +64,11 @@ impl Faults {
 
 /// Injects faults into a [`super::Cluster`].
 #[derive(Debug, Clone)]
-pub struct Handle {
+pub struct FaultInjector {
     server: Arc<Server>,
 }
 
-impl Handle {
+impl FaultInjector {
     pub(super) fn new(server: &Arc<Server>) -> Self {
         Self {
             server: Arc::clone(server),

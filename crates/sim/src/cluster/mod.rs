@@ -37,7 +37,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use faults::Handle;
+pub use faults::FaultInjector;
 
 /// How a simulated cluster behaves.
 #[derive(Debug, Clone)]
@@ -140,9 +140,9 @@ impl Cluster {
         )
     }
 
-    /// A handle that injects faults, also while it runs.
-    pub fn handle(&self) -> Handle {
-        Handle::new(&self.server)
+    /// What injects faults, also while it runs.
+    pub fn faults(&self) -> FaultInjector {
+        FaultInjector::new(&self.server)
     }
 
     /// Serves until `shutdown`; open watches end then.

@@ -1,4 +1,4 @@
-//! Any bytes, sent over TCP to a whole node agent by a pod that is granted nothing.
+//! Fuzz target: any bytes, sent over TCP to a whole node agent by a pod that is granted nothing.
 
 #![no_main]
 

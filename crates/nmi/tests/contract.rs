@@ -1,7 +1,7 @@
 //! What Azure's clients need of the metadata service: each test is one statement of a list, by its number. Where podid does
 //! otherwise, the test says what it does, and why.
 
-// Helpers of tests fail as tests do.
+// Helpers of tests may panic, as tests do.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -1,7 +1,7 @@
-//! Requests that try to get past the door (CVE-2022-23551 and its family), as raw bytes, with a metadata service behind it that
-//! understands whatever can be understood.
+//! Requests that try to reach the metadata service past podid (CVE-2022-23551 and similar), as raw bytes. The metadata service of the
+//! test is lenient: it understands every spelling that some server might understand.
 
-// Helpers of tests fail as tests do.
+// Helpers of tests may panic, as tests do.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -14,15 +14,15 @@ use common::{Rig, client, lenient, rig};
 use futures::StreamExt as _;
 use serde_json::Value;
 
-/// A connection that is open longer than this hangs. The client itself is silent for a part of it.
-const LIMIT: Duration = Duration::from_secs(6);
-/// Exchanges at a time: fewer than a pod's share of connections.
+/// How long an exchange may take, with the silences of the client.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(6);
+/// Exchanges at a time, fewer than the connections that a pod may have open.
 const PARALLEL: usize = 48;
-/// Who asks, and whether the agent passes some categories on and does without the header.
+/// The caller, and whether the node agent allows some categories and needs no header `Metadata`.
 const WAYS: [(&str, bool); 4] = [(BARE, false), (WEB, false), (BARE, true), (WEB, true)];
 
 #[tokio::test]
-async fn nothing_gets_past_the_door() {
+async fn no_request_reaches_the_metadata_service_past_podid() {
     let entries = entries();
     assert!(entries.len() >= 200, "{}", entries.len());
     let mut wrong = Vec::new();
@@ -41,7 +41,7 @@ async fn nothing_gets_past_the_door() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The outcome of each entry.
+/// What each entry was answered.
 async fn run(entries: &[Entry], from: &str, open: bool) -> Vec<String> {
     let rig = rig(|config| {
         config.pod_requests = 1_000_000;
@@ -73,9 +73,9 @@ async fn run(entries: &[Entry], from: &str, open: bool) -> Vec<String> {
 async fn exchange(rig: &Rig, from: &str, entry: &Entry) -> String {
     let to_head = entry.bytes.starts_with(b"HEAD");
     let answers = loop {
-        let received = client::exchange(from, rig.door, &entry.bytes, LIMIT).await;
+        let received = client::exchange(from, rig.listener, &entry.bytes, EXCHANGE_TIMEOUT).await;
         let answers = client::answers(&received, to_head);
-        // Requests that are passed on are few a second.
+        // Few requests a second are forwarded.
         if !answers.iter().any(|answer| answer.status == 429) {
             break answers;
         }

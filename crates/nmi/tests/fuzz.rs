@@ -1,4 +1,4 @@
-//! Thousands of requests that are nearly those of the corpus. `fuzz/` at the root of the repository goes on where this ends.
+//! Fuzzing: thousands of mutated requests of the corpus. The fuzz target in `fuzz/` runs the same check with libFuzzer, without end.
 
 mod common;
 
@@ -10,14 +10,17 @@ use common::objects::BARE;
 use common::rig;
 use futures::StreamExt as _;
 
+/// Requests of a run.
 const CASES: usize = 10_000;
-/// A slow machine does what it can.
+/// Time of a run in seconds; a slow machine sends fewer than [`CASES`] in it.
 const TIME: Duration = Duration::from_secs(10);
+/// Requests below which a run does not count.
 const AT_LEAST: usize = 500;
+/// Fixed, so that a failure can be repeated.
 const SEED: u64 = 23_551;
 
 #[tokio::test]
-async fn no_bytes_get_past_the_door() {
+async fn no_bytes_reach_the_metadata_service_past_podid() {
     let rig = rig(|config| config.pod_requests = 1_000_000).await;
     rig.upstream.forget();
     let small = |entry: common::corpus::Entry| (entry.bytes.len() < 8192).then_some(entry.bytes);

@@ -1,6 +1,6 @@
-//! The node's own programs ask for pods' tokens.
+//! The host token socket: programs of the node ask for the tokens of pods.
 
-// Helpers of tests fail as tests do.
+// Helpers of tests may panic, as tests do.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -14,7 +14,7 @@ use common::rig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-/// A path for a socket, in a folder that goes with it.
+/// A path for a socket, in a folder that is removed with it.
 struct Place(PathBuf);
 
 impl Place {

@@ -1,10 +1,10 @@
-//! The whole node agent between a scripted API server and a scripted metadata service: what happens to them, happens to it.
+//! The whole node agent while the API server and the metadata service fail, come back and change.
 
 mod common;
 
 use common::client::get;
 use common::objects::WEB;
-use common::{PATH, PATIENCE, rig, rig_that_waits};
+use common::{PATH, TEST_TIMEOUT, rig, rig_that_waits};
 
 #[tokio::test]
 async fn an_api_server_that_is_away_is_waited_for_and_later_done_without() {
@@ -13,7 +13,7 @@ async fn an_api_server_that_is_away_is_waited_for_and_later_done_without() {
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert!(answer.json()["error"].is_string());
-    let probe = get(WEB, rig.door, PATH, "").await;
+    let probe = get(WEB, rig.listener, PATH, "").await;
     assert_eq!(probe.status, 400, "a probe needs nothing");
     rig.active.send_replace(true);
     assert_eq!(rig.ready().await, 503);
@@ -28,7 +28,7 @@ async fn an_api_server_that_is_away_is_waited_for_and_later_done_without() {
     assert_eq!(new, 200, "and what was never asked for");
     assert_eq!(rig.ready().await, 200);
 
-    // What went while nobody was told goes with the next complete list.
+    // What was deleted while no watch ran is removed by the next complete list.
     rig.api.delete("azureidentitybindings");
     rig.api.up.send_replace(true);
     rig.until(400).await;
@@ -45,7 +45,7 @@ async fn a_grant_ends_when_the_watch_says_so() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, told).await.unwrap();
+        tokio::time::timeout(TEST_TIMEOUT, told).await.unwrap();
         rig.api.delete(kind);
         rig.until(400).await;
         rig.end().await;

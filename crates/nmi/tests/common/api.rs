@@ -1,4 +1,4 @@
-//! A scripted API server.
+//! A scripted API server: lists, watches and Secrets, which a test changes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 
-/// An API server that lists what it is given and tells what changes, when it is up.
+/// An API server that lists the objects it is given and reports changes, while it is up.
 pub struct ApiServer {
     pub objects: Mutex<BTreeMap<&'static str, Vec<Value>>>,
     pub events: broadcast::Sender<(&'static str, String)>,
@@ -34,7 +34,7 @@ impl ApiServer {
         })
     }
 
-    /// Takes the objects of a kind away and tells the watches, if there are any.
+    /// Deletes the objects of a kind, and reports that to the watches.
     pub fn delete(&self, kind: &'static str) {
         let version = self.version.fetch_add(1, Ordering::SeqCst) + 1;
         for mut object in self.objects.lock().insert(kind, Vec::new()).unwrap() {
@@ -56,7 +56,7 @@ impl ApiServer {
             return if query.split('&').any(|pair| pair == current) {
                 self.watch(kind)
             } else {
-                // It keeps no history: whoever missed something lists anew.
+                // It keeps no history, so that a client that missed an event lists anew.
                 let gone = json!({ "kind": "Status", "status": "Failure", "reason": "Expired", "message": "too old", "code": 410 });
                 format!("{}\n", json!({ "type": "ERROR", "object": gone })).into_response()
             };
@@ -105,7 +105,7 @@ impl ApiServer {
         })
     }
 
-    /// Serves it; its address as a URL.
+    /// Serves it, and returns its URL.
     pub async fn serve(self: &Arc<Self>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}/", listener.local_addr().unwrap());

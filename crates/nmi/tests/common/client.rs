@@ -53,8 +53,8 @@ pub async fn get(from: &str, to: SocketAddr, target: &str, headers: &str) -> Ans
     answers(&bytes, false).pop().expect("an answer")
 }
 
-/// Sends these bytes and reads to the end. After a silence, a longer one before anything was heard, the client says that it has
-/// nothing more to say.
+/// Sends these bytes and reads to the end. After a silence, which is longer before the first byte of an answer, the client closes
+/// its side.
 ///
 /// # Panics
 /// When the connection is not at its end by the deadline.
@@ -100,7 +100,7 @@ pub async fn exchange(from: &str, to: SocketAddr, bytes: &[u8], limit: Duration)
     }
 }
 
-/// The answers in a stream, whose framing must be right to the end.
+/// The answers in a stream of bytes, whose framing must be right to the end.
 pub fn answers(bytes: &[u8], to_head: bool) -> Vec<Answer> {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let mut rest = text.as_str();

@@ -1,4 +1,4 @@
-//! Any bytes at all, sent to the whole agent.
+//! Fuzzing: any bytes, sent to a whole node agent.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::Rig;
 use super::client::connect;
 
-/// An exchange that takes longer does not end.
+/// How long an exchange may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Sends these bytes as pod `from`, which is granted nothing.
@@ -17,10 +17,10 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// When the exchange does not end, when an error has no JSON body, when a token is given, or when anything reaches the metadata
 /// service.
 pub async fn trial(rig: &Rig, from: &str, bytes: &[u8]) {
-    let stream = connect(from, rig.door).await;
+    let stream = connect(from, rig.listener).await;
     let (mut reader, mut writer) = stream.into_split();
     let sending = async {
-        // The agent may answer and close before it has read all.
+        // The node agent may answer and close before it has read everything.
         let _ = writer.write_all(bytes).await;
         let _ = writer.shutdown().await;
     };
@@ -58,7 +58,7 @@ fn check(received: &[u8], sent: &[u8]) {
         let length: usize = length
             .and_then(|length| length.parse().ok())
             .unwrap_or_default();
-        // The answer to a HEAD says how long it would be.
+        // The answer to a HEAD states the length of a body that it does not have.
         let is_bare = to_head && (after.is_empty() || after.starts_with("HTTP/1."));
         let (body, after) = after.split_at(if is_bare { 0 } else { length });
         rest = after;
@@ -79,13 +79,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(100_000)]).into_owned()
 }
 
-/// Makes new requests of old ones.
+/// Makes new requests by mutation of old ones.
 pub struct Mutator {
     seeds: Vec<Vec<u8>>,
     state: u64,
 }
 
-/// What is worth putting in.
+/// Fragments that mutations insert.
 const PIECES: [&[u8]; 28] = [
     b"/",
     b"\\",
@@ -131,7 +131,7 @@ impl Mutator {
         usize::try_from((z ^ (z >> 31)) % u64::try_from(limit.max(1)).unwrap()).unwrap()
     }
 
-    /// The next one.
+    /// The next request.
     pub fn next(&mut self) -> Vec<u8> {
         let n = self.below(self.seeds.len());
         let mut bytes = self.seeds[n].clone();

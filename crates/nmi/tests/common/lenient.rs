@@ -1,6 +1,6 @@
-//! How the most lenient reader of HTTP would read what it is sent.
+//! The most lenient reader of HTTP: finds the token endpoint in whatever spelling some server might understand.
 
-/// What may be taken for a slash or a dot, besides themselves.
+/// Characters that some reader takes for a slash or a dot.
 const DRESSED: [(&[u8], u8); 12] = [
     (b"\\", b'/'),
     (b"\xc0\xaf", b'/'),

@@ -1,4 +1,4 @@
-//! What is logged on this thread, which in a test is all that the agent logs.
+//! Captures the log of this thread; a test's runtime has one thread, so that this is all that the node agent logs.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tracing::subscriber::DefaultGuard;
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Begins to listen; ends with the guard.
+    /// Captures until the guard is dropped.
     pub fn start() -> (Self, DefaultGuard) {
         let log = Self::default();
         let writer = log.clone();

@@ -1,6 +1,6 @@
 //! The whole node agent between a scripted API server and a scripted metadata service.
 
-// Each test program uses a part of it, and helpers of tests fail as tests do.
+// Each test program uses a part of it, and helpers of tests may panic, as tests do.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod api;
@@ -32,15 +32,17 @@ use upstream::Upstream;
 pub const PATH: &str = "/metadata/identity/oauth2/token";
 pub const TOKEN: &str = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=";
 pub const METADATA: &str = "Metadata: true\r\n";
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// After this a test fails instead of waiting longer, also on a slow machine.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A token is had from its issuer within this time.
-const UPSTREAM: Duration = Duration::from_secs(2);
+/// How long the scripted issuers may take to answer.
+const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Rig {
     pub api: Arc<ApiServer>,
     pub upstream: Arc<Upstream>,
-    pub door: SocketAddr,
+    /// The metadata listener.
+    pub listener: SocketAddr,
     pub probe: SocketAddr,
     pub metrics: SocketAddr,
     pub active: watch::Sender<bool>,
@@ -54,14 +56,14 @@ impl Drop for Rig {
     }
 }
 
-/// An agent that serves.
+/// A node agent that serves.
 pub async fn rig(change: impl FnOnce(&mut Config)) -> Rig {
     let rig = rig_that_waits(true, change).await;
     rig.until(200).await;
     rig
 }
 
-/// An agent whose API server may be away.
+/// A node agent whose API server may be down at the start.
 pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -> Rig {
     let api = ApiServer::new(api_is_up);
     let base = api.serve().await;
@@ -87,18 +89,18 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
     let url =
         podid_azure::clouds::parse_url("test", &format!("http://{}", upstream.address)).unwrap();
     let azure = podid_nmi::Upstream::new(
-        Imds::new(&url, None, UPSTREAM),
-        Entra::new(&url, UPSTREAM).unwrap(),
+        Imds::new(&url, None, UPSTREAM_TIMEOUT),
+        Entra::new(&url, UPSTREAM_TIMEOUT).unwrap(),
         client.clone(),
         false,
     );
     let (active, is_active) = watch::channel(false);
     let nmi = Nmi::new(config, client, azure, is_active);
-    let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listeners = nmi.bind(vec![door]).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listeners = nmi.bind(vec![listener]).unwrap();
     let stop = CancellationToken::new();
     Rig {
-        door: listeners.metadata[0].local_addr().unwrap(),
+        listener: listeners.metadata[0].local_addr().unwrap(),
         probe: listeners.probe.local_addr().unwrap(),
         metrics: listeners.metrics.local_addr().unwrap(),
         agent: tokio::spawn(nmi.run(listeners, stop.clone())),
@@ -110,19 +112,19 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
 }
 
 impl Rig {
-    /// What pod `from` gets at `target`, with the header that is needed.
+    /// The answer to a GET of `target` from the address `from`, with the header `Metadata: true`.
     pub async fn get(&self, from: &str, target: &str) -> Answer {
-        get(from, self.door, target, METADATA).await
+        get(from, self.listener, target, METADATA).await
     }
 
-    /// What `from` gets that asks for a token.
+    /// The answer to a request for a token from the address `from`.
     pub async fn token(&self, from: &str, resource: &str) -> Answer {
         self.get(from, &format!("{TOKEN}{resource}")).await
     }
 
-    /// What the one answer is to exactly these bytes.
+    /// The only answer to exactly these bytes.
     pub async fn raw(&self, from: &str, bytes: &str) -> Answer {
-        let received = client::exchange(from, self.door, bytes.as_bytes(), PATIENCE).await;
+        let received = client::exchange(from, self.listener, bytes.as_bytes(), TEST_TIMEOUT).await;
         let mut answers = client::answers(&received, bytes.starts_with("HEAD"));
         assert_eq!(answers.len(), 1, "{answers:?}");
         answers.remove(0)
@@ -135,19 +137,19 @@ impl Rig {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let in_time = tokio::time::timeout(PATIENCE, asking).await;
+        let in_time = tokio::time::timeout(TEST_TIMEOUT, asking).await;
         let last = self.token(NOBODY, "r").await;
         assert!(in_time.is_ok(), "never {status}; nobody gets {last:?}");
     }
 
-    /// Waits until `what` holds.
+    /// Waits until `what` is true.
     pub async fn when(&self, what: impl Fn(&Self) -> bool) {
         let holds = async {
             while !what(self) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, holds)
+        tokio::time::timeout(TEST_TIMEOUT, holds)
             .await
             .expect("never happened");
     }
@@ -156,7 +158,7 @@ impl Rig {
         get(WEB, self.probe, "/readyz", "").await.status
     }
 
-    /// Ends it, which must go well.
+    /// Shuts it down, and fails if that fails.
     pub async fn end(mut self) {
         self.stop.cancel();
         (&mut self.agent).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! A scripted server that keeps what it was sent, to the byte: metadata service and Entra in one.
+//! A scripted metadata service and Entra in one, which keeps the bytes of every connection.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::objects::object;
 
-/// The token that it gives: a JWT with claims `tid` and `oid`, the latter by the name of the identity that was asked for.
+/// The token for an identity of this name: a JWT with the claims `tid` and `oid`.
 pub fn jwt(name: &str) -> String {
     use base64::Engine as _;
     let part = |value: serde_json::Value| {
@@ -58,19 +58,19 @@ impl Upstream {
         this
     }
 
-    /// From now on answers what `script` says, else as always.
+    /// Answers by `script` from now on, and as usual where that says `None`.
     pub fn script(&self, script: impl Fn(&str) -> Option<Reply> + Send + 'static) {
         *self.script.lock() = Some(Box::new(script));
     }
 
-    /// What came on each connection, text or not.
+    /// The bytes of each connection, as text.
     pub fn seen(&self) -> Vec<String> {
         let text =
             |bytes: &Arc<Mutex<Vec<u8>>>| String::from_utf8_lossy(&bytes.lock()).into_owned();
         self.seen.lock().iter().map(text).collect()
     }
 
-    /// Forgets what came.
+    /// Forgets the connections so far.
     pub fn forget(&self) {
         self.seen.lock().clear();
     }
@@ -89,7 +89,7 @@ impl Upstream {
         while let Ok(read @ 1..) = stream.read(&mut chunk).await {
             bytes.lock().extend_from_slice(&chunk[..read]);
             let text = String::from_utf8_lossy(&bytes.lock()).into_owned();
-            // Whatever comes after the first request is kept too.
+            // Bytes after the first request are kept too.
             if !answered && is_whole(&text) {
                 answered = true;
                 let at_once = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;

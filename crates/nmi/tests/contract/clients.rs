@@ -89,7 +89,7 @@ fn requests() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The body that this pod gets.
+/// The body of the answer to this pod.
 async fn body(rig: &Rig, request: &str) -> String {
     let answer = rig.raw(BOTH, request).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -109,7 +109,7 @@ async fn every_clients_request_is_answered_with_the_identity_it_names() {
 async fn every_clients_decoder_reads_the_answer() {
     let rig = rig(|_| {}).await;
     let (_, request) = requests().swap_remove(0);
-    // Fresh from the issuer, and from memory.
+    // First from the issuer, then from the cache.
     for _ in 0..2 {
         let text = body(&rig, &request).await;
         let object: Map<String, Value> = serde_json::from_str(&text).unwrap();

@@ -1,4 +1,4 @@
-//! 37 to 46: every answer without a token.
+//! Contract 37 to 46: every answer without a token.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn retry_after(answer: &Answer) -> Option<u64> {
         .map(|text| text.parse().unwrap())
 }
 
-/// What ROBOT gets when Entra answers this.
+/// The answer to ROBOT when Entra answers this.
 async fn entra_says(rig: &Rig, status: u16, headers: &'static str, body: &Value) -> Answer {
     let body = body.to_string();
     rig.upstream
@@ -42,7 +42,7 @@ async fn c37_every_error_is_json_with_an_id() {
         (NOBODY, format!("{TOKEN}r"), METADATA),
         (SOON, format!("{TOKEN}r"), METADATA),
     ] {
-        let answer = get(from, rig.door, &target, headers).await;
+        let answer = get(from, rig.listener, &target, headers).await;
         assert!(answer.status >= 400, "{target}");
         let kind = answer.header("content-type").unwrap();
         assert!(kind.starts_with("application/json"), "{target}");
@@ -79,7 +79,7 @@ async fn c39_not_yet_is_no_verdict() {
     let answer = rig.token(SOON, "r").await;
     assert_eq!(answer.status, 503);
     assert!(retry_after(&answer).is_some());
-    // What the agent is yet to learn of the cluster, too.
+    // A node agent that has not read the cluster's objects says 503, too.
     let cold = rig_that_waits(false, |_| {}).await;
     let answer = cold.token(WEB, "r").await;
     assert_eq!((answer.status, retry_after(&answer)), (503, Some(1)));
@@ -89,8 +89,8 @@ async fn c39_not_yet_is_no_verdict() {
     assert_eq!(answer.status, 503, "it may be exempted");
 }
 
-/// The list wants 503 always. An address that no pod of the node has, says the API server itself, is refused at once: retries
-/// would cost the client a minute and end the same. While some pod has no address yet, the unknown caller may be that one.
+/// The contract wants 503 always. podid refuses at once when the API server says that no pod of the node has the address, because
+/// retries would cost the client a minute and change nothing. While some pod has no address yet, the caller may be that pod.
 #[tokio::test]
 async fn c40_an_unknown_caller_may_be_a_pod_that_is_starting() {
     let rig = rig_that_waits(false, |_| {}).await;
@@ -177,7 +177,7 @@ async fn c43_c45_there_is_a_bounded_number_of_seconds_with_every_429_and_503() {
     }
 }
 
-/// podid is restarted by handing its listeners over; there is no time for which it would have to send clients away.
+/// The metadata service answers 410 while it restarts. podid hands its listeners over instead, so that it never has to.
 #[tokio::test]
 async fn c44_there_is_no_410_even_if_the_metadata_service_says_so() {
     let rig = rig(|_| {}).await;

@@ -1,4 +1,4 @@
-//! 13 to 20: the header that must be there, and others.
+//! Contract 13 to 20: the header `Metadata`, and other headers.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ async fn c13_c14_c15_a_probe_is_answered_at_once_whatever_is_away() {
         format!("{TOKEN}r&client_id=6f1c0000-0000-0000-0000-0000000022ab"),
     ] {
         let start = Instant::now();
-        let answer = get(WEB, rig.door, &target, "").await;
+        let answer = get(WEB, rig.listener, &target, "").await;
         assert!(
             start.elapsed() < Duration::from_millis(500),
             "fifty, on a machine of its own"
@@ -54,7 +54,7 @@ async fn c16_the_value_is_true_in_lower_case() {
         ("Metadata: true\r\nMetadata: false\r\n", 400),
         ("Metadata: true, true\r\n", 400),
     ] {
-        let answer = get(WEB, rig.door, &format!("{TOKEN}r"), lines).await;
+        let answer = get(WEB, rig.listener, &format!("{TOKEN}r"), lines).await;
         assert_eq!(answer.status, status, "{lines}");
         assert!(status == 200 || answer.description() == MISSING);
     }
@@ -65,7 +65,7 @@ async fn c17_a_proxied_request_is_refused_before_any_work() {
     let rig = rig(|_| {}).await;
     rig.upstream.forget();
     let lines = format!("{METADATA}X-Forwarded-For: 10.0.0.9\r\n");
-    let answer = get(WEB, rig.door, &format!("{TOKEN}never-asked"), &lines).await;
+    let answer = get(WEB, rig.listener, &format!("{TOKEN}never-asked"), &lines).await;
     assert_eq!(answer.status, 400);
     assert!(answer.description().contains("NO_PROXY"));
     assert!(rig.upstream.seen().is_empty());
@@ -87,26 +87,26 @@ async fn c18_clients_other_headers_mean_nothing() {
         "X-Anything: at all",
     ] {
         let lines = format!("{METADATA}{line}\r\n");
-        let answer = get(WEB, rig.door, &format!("{TOKEN}r"), &lines).await;
+        let answer = get(WEB, rig.listener, &format!("{TOKEN}r"), &lines).await;
         assert_eq!(answer.status, 200, "{line}");
     }
 }
 
-/// It is not passed on to Entra: one fetch serves many requests, each of which may have its own.
+/// It is not forwarded to Entra: one fetch serves many requests, each of which may have its own.
 #[tokio::test]
 async fn c19_a_clients_request_id_is_logged_and_never_needed() {
     let (log, _listening) = Log::start();
     let rig = rig(|_| {}).await;
     let id = |id: &str| format!("{METADATA}x-ms-client-request-id: {id}\r\n");
     let target = format!("{TOKEN}r");
-    assert_eq!(get(WEB, rig.door, &target, METADATA).await.status, 200);
+    assert_eq!(get(WEB, rig.listener, &target, METADATA).await.status, 200);
     assert_eq!(
-        get(WEB, rig.door, &target, &id("given-1")).await.status,
+        get(WEB, rig.listener, &target, &id("given-1")).await.status,
         200
     );
-    let refused = get(BARE, rig.door, &target, &id("refused-2")).await;
+    let refused = get(BARE, rig.listener, &target, &id("refused-2")).await;
     assert_eq!(
-        get(WEB, rig.door, &target, &id(&"x".repeat(5000)))
+        get(WEB, rig.listener, &target, &id(&"x".repeat(5000)))
             .await
             .status,
         200
@@ -133,7 +133,7 @@ async fn c20_without_the_header_there_is_no_200() {
         "/host/token?resource=r".to_owned(),
     ] {
         assert_ne!(
-            get(WEB, rig.door, &target, "").await.status,
+            get(WEB, rig.listener, &target, "").await.status,
             200,
             "{target}"
         );

@@ -1,4 +1,4 @@
-//! 21 to 28: what the query says.
+//! Contract 21 to 28: the query.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ async fn c21_a_version_is_needed_and_every_one_with_identities_will_do() {
         let newest = answer.json()["newest-versions"].clone();
         assert_eq!(newest.as_array().map(Vec::len), Some(3));
     }
-    // Versions that are not known yet are taken for good, so that newer clients work.
+    // Unknown versions are valid, so that newer clients work.
     for version in [
         "2018-02-01",
         "2018-10-01",
@@ -189,7 +189,7 @@ async fn c27_other_variables_do_no_harm() {
         assert_eq!(answer.status, 200, "{query}");
     }
     assert_eq!(rig.upstream.tokens(), 0, "from memory");
-    // Within a second of the last fetch that one counts, or the issuer would be at any pod's mercy.
+    // bypass_cache takes effect a second after the last fetch, so that a pod cannot make podid flood the issuer.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     assert_eq!(
         rig.get(WEB, &format!("{TOKEN}r&bypass_cache=true"))

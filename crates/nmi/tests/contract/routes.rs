@@ -1,4 +1,4 @@
-//! 1 to 12: which target is what.
+//! Contract 1 to 12: which request target is which endpoint.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::common::client::{exchange, get};
 use crate::common::objects::{BARE, BOTH, EXEMPT, LATE, NOBODY, READER, ROBOT, SOON, TENANT, WEB};
-use crate::common::{METADATA, PATH, PATIENCE, TOKEN, rig};
+use crate::common::{METADATA, PATH, TEST_TIMEOUT, TOKEN, rig};
 
 const RESOURCE: &str = "https://vault.azure.net";
 
@@ -118,7 +118,7 @@ async fn c08_what_imds_v2_is_known_by_is_not_there_even_without_the_header() {
     let rig = rig(|_| {}).await;
     for path in ["getplatformmetadata", "issuecredential", "credential"] {
         let target = format!("/metadata/identity/{path}?cred-api-version=2.0");
-        let answer = get(WEB, rig.door, &target, "").await;
+        let answer = get(WEB, rig.listener, &target, "").await;
         assert_eq!(answer.status, 404, "{path}");
         assert!(answer.json()["error"].is_string());
     }
@@ -152,7 +152,11 @@ async fn c09_info_tells_the_tenant_of_ones_own_identity() {
         assert_eq!(answer.status, status, "{from} {target}: {answer:?}");
         assert!(answer.json()["error"].is_string());
     }
-    assert_eq!(get(WEB, rig.door, info, "").await.status, 400, "no header");
+    assert_eq!(
+        get(WEB, rig.listener, info, "").await.status,
+        400,
+        "no header"
+    );
 }
 
 #[tokio::test]
@@ -179,7 +183,9 @@ async fn c10_versions_are_told_without_a_version() {
     let versions = answer.json()["apiVersions"].clone();
     assert!(versions.as_array().unwrap().contains(&json!("2018-02-01")));
     assert_eq!(
-        get(WEB, rig.door, "/metadata/versions", "").await.status,
+        get(WEB, rig.listener, "/metadata/versions", "")
+            .await
+            .status,
         400
     );
     assert!(rig.upstream.seen().is_empty());
@@ -243,10 +249,10 @@ async fn an_exempted_pod_talks_to_the_metadata_service_itself() {
         "{seen}"
     );
     assert!(!seen.contains("expect"));
-    // What does not arrive whole is not passed on.
+    // A request whose body does not arrive is not forwarded.
     rig.upstream.forget();
     let half = request.replace("Content-Length: 3", "Content-Length: 30");
-    let received = exchange(EXEMPT, rig.door, half.as_bytes(), PATIENCE).await;
+    let received = exchange(EXEMPT, rig.listener, half.as_bytes(), TEST_TIMEOUT).await;
     assert!(!String::from_utf8_lossy(&received).contains("HTTP/1.1 200"));
     assert!(rig.upstream.seen().is_empty());
 }

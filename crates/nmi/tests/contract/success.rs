@@ -1,4 +1,4 @@
-//! 29 to 36: the answer with a token.
+//! Contract 29 to 36: the answer with a token.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

@@ -227,7 +227,6 @@ fn under_way(rules: &Rules) -> Chain {
 
 fn interception(rules: &Rules) -> Vec<Chain> {
     let Rules {
-        metadata,
         listen_port,
         mark_own,
         ..
@@ -248,14 +247,7 @@ fn interception(rules: &Rules) -> Vec<Chain> {
                 ),
             ],
         },
-        Chain {
-            table,
-            hook: "FORWARD",
-            rules: vec![
-                format!("-d {metadata}/32 -j DROP"),
-                format!("-s {metadata}/32 -j DROP"),
-            ],
-        },
+        forward(rules),
     ];
     let mut input = vec![
         format!("{asked} -m socket --nowildcard --transparent -j RETURN"),
@@ -293,6 +285,27 @@ fn interception(rules: &Rules) -> Vec<Chain> {
         }
     }
     chains
+}
+
+/// Drops every packet that is forwarded to the metadata address or comes back from it.
+fn forward(rules: &Rules) -> Chain {
+    let metadata = rules.metadata;
+    Chain {
+        table: "mangle",
+        hook: "FORWARD",
+        rules: vec![
+            format!("-d {metadata}/32 -j DROP"),
+            format!("-s {metadata}/32 -j DROP"),
+        ],
+    }
+}
+
+/// The input of `iptables-restore --noflush` for [`crate::boot`].
+pub(crate) fn boot_script(rules: &Rules) -> String {
+    let chain = forward(rules);
+    let Chain { table, hook, .. } = chain;
+    let jump = format!("-I {hook} 1 -j {}\n", own_name(hook));
+    section(table, &(own_chains(&[chain], table) + &jump))
 }
 
 fn hooks() -> impl Iterator<Item = (&'static str, &'static str)> {

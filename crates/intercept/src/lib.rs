@@ -24,6 +24,7 @@
 //! IPv4 only: Azure's metadata service has no IPv6 address.
 
 mod backend;
+pub mod boot;
 mod bpf;
 mod changes;
 mod command;

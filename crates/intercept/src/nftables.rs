@@ -243,8 +243,17 @@ fn postrouting(rules: &Rules, from: &str) -> Chain {
 }
 
 fn script(rules: &Rules) -> String {
+    table(&chains(rules))
+}
+
+/// The input of `nft -f` for [`crate::boot`].
+pub(crate) fn boot_script(rules: &Rules) -> String {
+    table(&[forward(rules)])
+}
+
+fn table(chains: &[Chain]) -> String {
     let mut text = format!("{REMOVE}table inet podid {{\n");
-    for chain in chains(rules) {
+    for chain in chains {
         text += &format!(
             "\tchain {} {{\n\t\ttype {} hook {} priority {}; policy accept;\n",
             chain.name, chain.kind, chain.hook, chain.priority

@@ -1,5 +1,6 @@
 //! Command line: one file per command.
 
+mod boot_rules;
 mod cloud;
 pub mod compat;
 mod crds;
@@ -41,6 +42,7 @@ enum Command {
     Sim(sim::Sim),
     Crds(crds::Crds),
     Manifests(manifests::Manifests),
+    BootRules(boot_rules::BootRules),
     Status(status::Status),
 }
 
@@ -58,6 +60,7 @@ impl Cli {
             Command::Sim(sim) => sim.run(),
             Command::Crds(crds) => crds.run(),
             Command::Manifests(manifests) => manifests.run(),
+            Command::BootRules(rules) => rules.run(),
             Command::Status(status) => match status.run() {
                 Ok(false) => return ExitCode::from(3),
                 told => told.map(|_| ()),

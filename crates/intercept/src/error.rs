@@ -59,15 +59,15 @@ pub enum Error {
     },
     /// The rules are in place, and a connection that they must catch was not caught.
     #[error(
-        "the rules are in place, but a connection of podid nmi's own to {metadata} was not intercepted: {outcome}; {next}"
+        "the rules are in place, but a connection of podid nmi's own to {metadata} was not intercepted: {outcome}; {likely}"
     )]
     NotCaught {
         /// Where it went to.
         metadata: std::net::SocketAddrV4,
         /// What became of it.
         outcome: String,
-        /// The likely cause and the next step.
-        next: &'static str,
+        /// The likely cause, with the next step.
+        likely: Likely,
     },
     /// The rules contradict themselves.
     #[error("interception settings are wrong: {0}")]
@@ -80,6 +80,24 @@ pub enum Error {
         /// Why iptables does not work.
         iptables: Box<Error>,
     },
+}
+
+/// Why a connection was likely not caught.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Likely {
+    /// It was refused or dropped.
+    #[error(
+        "a firewall on this node may refuse packets to that address that come in by the loopback device: allow them, and compare `nft list ruleset` and `iptables-save`"
+    )]
+    Firewall,
+    /// It passed.
+    #[error(
+        "another program's rules may come before podid's, or with --intercept-host-network=pods another program's eBPF may: compare `nft list ruleset`, `iptables-save` and `bpftool cgroup tree`"
+    )]
+    OtherRules,
+    /// It cannot be said where it went.
+    #[error("podid nmi needs the kernel's INET_TCP_DIAG (the module tcp_diag)")]
+    NoSocketDiag,
 }
 
 /// The stable names of [`Error`]'s variants, for metrics and for code that decides.

@@ -74,7 +74,7 @@ impl Keeper {
             })
             .ok();
         loop {
-            // A look that is cut short kills its tool: the rules of whoever serves next must stay.
+            // A look that is cut short kills its tool: the rules of the next node agent must stay.
             let looked = tokio::select! {
                 () = shutdown.cancelled() => return,
                 looked = self.look() => looked,

@@ -46,7 +46,7 @@ mod withdraw;
 
 pub use backend::Backend;
 pub use conntrack::cut_connections;
-pub use error::{Error, ErrorKind};
+pub use error::{Error, ErrorKind, Likely};
 pub use keeper::{Keeper, State};
 pub use links::{Link, Links, NamespaceId};
 pub use listen::listen;

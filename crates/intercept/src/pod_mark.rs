@@ -6,9 +6,9 @@
 //!                                     ──► output: the packet has the mark ──► intercepted     (nftables.rs, iptables.rs)
 //! ```
 //!
-//! The rules' own cgroup matches (`socket cgroupv2`, `-m cgroup --path`) cannot be used: the kernel counts both from the root of the
-//! cgroup namespace of whoever adds the rule, and a container runtime gives nmi a cgroup namespace of its own on cgroup v2, whose root is
-//! below the group of all pods. A program is attached by the group's descriptor, which is the same in every namespace.
+//! The rules' own cgroup matches (`socket cgroupv2`, `-m cgroup --path`) cannot be used: the kernel counts both from the cgroup namespace
+//! of the process that adds the rule. On cgroup v2 a container runtime gives nmi a cgroup namespace whose root is below the
+//! group of all pods. A program is attached by the group's descriptor, which means the same in every namespace.
 //!
 //! The links are pinned in the bpf file system and outlive the process, as the rules do. The file's name says which group and
 //! which program it is: another program is attached beside the old one first.

@@ -6,9 +6,9 @@
 //!        ── sock_diag(7): has this node a socket at 169.254.169.254:80 whose peer is the probe? ──► caught, or not
 //! ```
 //!
-//! The evidence is the kernel's: only a transparent socket of this node can have that address. The probe sends nothing, so that it is no request to
-//! anybody, whoever answers it. What holds for a probe holds for whoever sends in the same way: for now that is the host's network. A
-//! probe from elsewhere, such as a network namespace of its own, needs another [`connect`] and the same [`is_caught`].
+//! The evidence is the kernel's: only a transparent socket of this node can have that address. The probe sends nothing, so that it is
+//! no request to the server that answers it. It proves what holds for senders like itself, which are those of the host's network. A
+//! probe from another place, such as a network namespace of its own, needs another [`connect`] and the same [`has_socket`].
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -20,6 +20,7 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use tokio::net::TcpStream;
 
+use crate::error::Likely;
 use crate::netlink::Requests;
 use crate::{Error, HostNetwork, Rules};
 
@@ -37,63 +38,66 @@ pub(crate) async fn prove(rules: &Rules) -> Result<(), Error> {
         return Ok(());
     }
     let metadata = SocketAddrV4::new(rules.metadata, rules.metadata_port);
-    let not_caught = |outcome: String, next| Error::NotCaught {
+    let not_caught = |outcome, likely| Error::NotCaught {
         metadata,
         outcome,
-        next,
+        likely,
     };
     let connected = connect(metadata).await;
-    let probe = connected.map_err(|error| not_caught(error.to_string(), REFUSED))?;
-    let ask = || match probe.local_addr()? {
-        SocketAddr::V4(caller) => is_caught(metadata, caller),
-        SocketAddr::V6(_) => Ok(false),
-    };
-    match ask() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(not_caught(
+    let (_probe, caller) =
+        connected.map_err(|error| not_caught(error.to_string(), Likely::Firewall))?;
+    // Without the kernel's support both ends seem to be missing.
+    match (has_socket(metadata, caller), has_socket(caller, metadata)) {
+        (Ok(true), _) => Ok(()),
+        (Ok(false), Ok(true)) => Err(not_caught(
             "it was answered from elsewhere".to_owned(),
-            PASSED,
+            Likely::OtherRules,
         )),
-        Err(error) => Err(not_caught(
-            format!("the kernel does not say where it ended: {error}"),
-            "the kernel needs INET_TCP_DIAG (the module tcp_diag)",
+        (Err(error), _) | (_, Err(error)) => {
+            Err(not_caught(error.to_string(), Likely::NoSocketDiag))
+        }
+        (Ok(false), Ok(false)) => Err(not_caught(
+            "the kernel does not list it".to_owned(),
+            Likely::NoSocketDiag,
         )),
     }
 }
 
-const REFUSED: &str = "a firewall on this node may refuse packets to that address that come in by the loopback device: allow them, and compare `nft list ruleset` and `iptables-save`";
-const PASSED: &str = "another program's rules may come before podid's, or with --intercept-host-network=pods another program's eBPF may: compare `nft list ruleset`, `iptables-save` and `bpftool cgroup tree`";
-
-/// A connection of this process's, without the mark by which nmi's own requests pass.
-async fn connect(metadata: SocketAddrV4) -> io::Result<TcpStream> {
-    match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(metadata)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(io::Error::new(
+/// A connection of this process's, without the mark by which nmi's own requests pass, and its own address.
+async fn connect(metadata: SocketAddrV4) -> io::Result<(TcpStream, SocketAddrV4)> {
+    let connecting = TcpStream::connect(metadata);
+    let Ok(connected) = tokio::time::timeout(PROBE_TIMEOUT, connecting).await else {
+        return Err(io::Error::new(
             io::ErrorKind::TimedOut,
             format!("no answer in {} s", PROBE_TIMEOUT.as_secs()),
-        )),
+        ));
+    };
+    let probe = connected?;
+    match probe.local_addr()? {
+        SocketAddr::V4(caller) => Ok((probe, caller)),
+        SocketAddr::V6(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
     }
 }
 
-/// Whether this node itself is the other end of a connection from `caller` to the metadata address.
-fn is_caught(metadata: SocketAddrV4, caller: SocketAddrV4) -> io::Result<bool> {
+/// Whether this network namespace has a connected socket with these two addresses.
+fn has_socket(local: SocketAddrV4, peer: SocketAddrV4) -> io::Result<bool> {
     let request = InetRequest {
         family: AF_INET,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
         states: StateFlags::all(),
         socket_id: SocketId {
-            source_address: (*metadata.ip()).into(),
-            source_port: metadata.port(),
-            destination_address: (*caller.ip()).into(),
-            destination_port: caller.port(),
+            source_address: (*local.ip()).into(),
+            source_port: local.port(),
+            destination_address: (*peer.ip()).into(),
+            destination_port: peer.port(),
             interface_id: 0,
             cookie: NO_COOKIE,
         },
     };
     let mut requests = Requests::open(NETLINK_SOCK_DIAG)?;
     match requests.ask(SockDiagMessage::InetRequest(request)) {
-        // Without such a connection the kernel finds who listens at the address.
+        // Where no connection has the addresses, the kernel finds who listens at the local one.
         Ok(SockDiagMessage::InetResponse(found)) => Ok(found.header.state != TCP_LISTEN),
         Ok(_) => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

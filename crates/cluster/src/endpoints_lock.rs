@@ -1,8 +1,8 @@
-//! The leader lock of AAD Pod Identity's own controller: an annotation on an Endpoints object, as client-go's leader election
-//! wrote it before there were Leases. While that controller lives podid waits; while podid leads it holds this lock too, so that
-//! the other waits.
+//! Legacy leader lock: the Endpoints lock of AAD Pod Identity's own controller, as client-go's leader election kept it before
+//! there were Leases. `lease.rs` acquires it after the Lease, so that of the two controllers only one acts: podid waits while the
+//! other one renews the lock, and the other one waits while podid does.
 //!
-//! The object is never made: a cluster without it has never had the other.
+//! podid never creates the Endpoints object: a cluster without it has never had the other controller.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 
-/// Where client-go keeps the record.
+/// The annotation in which client-go keeps the lock's record.
 const ANNOTATION: &str = "control-plane.alpha.kubernetes.io/leader";
-/// What the names of podid's own candidates begin with in the record; among them the Lease decides.
-const OURS: &str = "podid/";
-/// A lock that is not there is looked for again after this long.
-const ABSENT: Duration = Duration::from_secs(60);
+/// The prefix of podid's own candidates in the record; which of them leads is for the Lease to say.
+const OWN_PREFIX: &str = "podid/";
+/// An absent lock is looked for again after one minute: somebody may have deployed the other controller since.
+const ABSENT_RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// client-go's `LeaderElectionRecord`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,12 +38,13 @@ pub(crate) struct LegacyLock {
     name: String,
     me: String,
     duration: Duration,
-    /// The lock as this candidate last wrote it: a renewal of it needs no look at it first.
+    /// The lock as this candidate last wrote it, so that a renewal needs no read.
     held: Option<Endpoints>,
-    /// The record as last seen, and since when it has looked so.
+    /// The record as last seen, and since when it is unchanged.
     seen: Option<(String, Instant)>,
-    absent: Option<Instant>,
-    waits_for: String,
+    absent_since: Option<Instant>,
+    /// The holder about which the log was told, once.
+    logged_holder: String,
 }
 
 impl LegacyLock {
@@ -57,18 +58,21 @@ impl LegacyLock {
         Self {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
-            me: format!("{OURS}{me}"),
+            me: format!("{OWN_PREFIX}{me}"),
             duration,
             held: None,
             seen: None,
-            absent: None,
-            waits_for: String::new(),
+            absent_since: None,
+            logged_holder: String::new(),
         }
     }
 
-    /// Whether this candidate may lead as far as the other controller is concerned; holds the lock where it is there.
+    /// Acquires or renews the lock. Gives false while the other controller holds it, and true where there is no lock at all.
     pub(crate) async fn try_acquire(&mut self) -> Result<bool, kube::Error> {
-        if self.absent.is_some_and(|at| at.elapsed() < ABSENT) {
+        if self
+            .absent_since
+            .is_some_and(|at| at.elapsed() < ABSENT_RECHECK_INTERVAL)
+        {
             return Ok(true);
         }
         if let Some(lock) = self.held.take()
@@ -78,26 +82,26 @@ impl LegacyLock {
         }
         let lock = self.api.get_opt(&self.name).await?;
         let Some(lock) = lock else {
-            self.absent = Some(Instant::now());
+            self.absent_since = Some(Instant::now());
             return Ok(true);
         };
-        self.absent = None;
+        self.absent_since = None;
         let text = annotation(&lock);
         let record: Record = serde_json::from_str(&text).unwrap_or_default();
         if self.is_held_by_another(&text, &record) {
             return Ok(false);
         }
-        self.waits_for.clear();
+        self.logged_holder.clear();
         self.renew(lock).await
     }
 
-    /// Claims the lock, which was seen like this.
+    /// Writes this candidate's claim over the lock as it was read.
     async fn renew(&mut self, lock: Endpoints) -> Result<bool, kube::Error> {
         let record: Record = serde_json::from_str(&annotation(&lock)).unwrap_or_default();
         self.write(&lock, &self.claim(&record)).await
     }
 
-    /// Gives the lock back, so that the other controller need not wait.
+    /// Gives the lock up, so that the other controller need not wait until it expires.
     pub(crate) async fn release(&mut self) -> Result<(), kube::Error> {
         let Some(lock) = self.api.get_opt(&self.name).await? else {
             return Ok(());
@@ -116,7 +120,7 @@ impl LegacyLock {
 
     fn is_held_by_another(&mut self, text: &str, record: &Record) -> bool {
         let holder = record.holder_identity.as_str();
-        if holder.is_empty() || holder.starts_with(OURS) {
+        if holder.is_empty() || holder.starts_with(OWN_PREFIX) {
             return false;
         }
         let now = Instant::now();
@@ -131,9 +135,9 @@ impl LegacyLock {
             seconds => Duration::from_secs(seconds),
         };
         let held = now - since < lasts;
-        if held && self.waits_for != holder {
+        if held && self.logged_holder != holder {
             tracing::warn!(%holder, lock = %self.name, "the controller of AAD Pod Identity leads; podid waits until it is gone: scale its Deployment mic to 0");
-            holder.clone_into(&mut self.waits_for);
+            holder.clone_into(&mut self.logged_holder);
         }
         if !held {
             tracing::info!(%holder, lock = %self.name, "the controller of AAD Pod Identity is gone; podid takes its lock");
@@ -155,7 +159,7 @@ impl LegacyLock {
         }
     }
 
-    /// Writes the record unless somebody else has done so meanwhile.
+    /// Writes the record; false when somebody else has changed the object since it was read.
     async fn write(&mut self, lock: &Endpoints, record: &Record) -> Result<bool, kube::Error> {
         let text = serde_json::to_string(record).map_err(kube::Error::SerdeError)?;
         let patch = json!({
@@ -180,11 +184,11 @@ impl LegacyLock {
     }
 }
 
-/// Who holds the lock, unless it is podid or nobody.
+/// The holder of the lock when that is the other controller; `None` when it is podid or nobody.
 pub fn legacy_holder(lock: &Endpoints) -> Option<String> {
     let record: Record = serde_json::from_str(&annotation(lock)).ok()?;
     let holder = record.holder_identity;
-    (!holder.is_empty() && !holder.starts_with(OURS)).then_some(holder)
+    (!holder.is_empty() && !holder.starts_with(OWN_PREFIX)).then_some(holder)
 }
 
 fn annotation(lock: &Endpoints) -> String {

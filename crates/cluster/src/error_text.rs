@@ -1,49 +1,52 @@
-//! What the API server said, for a person.
+//! Error texts of the API server for operators: its own message where it answered, else the chain of causes, and the next step.
 
 use kube::core::Status;
 use kube::runtime::watcher;
 
-/// The server's own words where it answered, else why it could not.
+/// The message of the API server where it answered, else why there is no answer.
 pub fn describe(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) => words(status),
-        other => chain(other),
+        kube::Error::Api(status) => message(status),
+        other => with_causes(other),
     }
 }
 
 /// Why a watch of `kind` is interrupted, and what to do about it.
-pub(crate) fn interruption(kind: &str, error: &watcher::Error) -> String {
+pub(crate) fn describe_watch(kind: &str, error: &watcher::Error) -> String {
     let status = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status))
         | watcher::Error::WatchError(status) => status,
         other => {
-            return format!("{}; check that the API server is reachable", chain(other));
+            return format!(
+                "{}; check that the API server is reachable",
+                with_causes(other)
+            );
         }
     };
-    let words = words(status);
+    let message = message(status);
     match status.code {
         401 => format!(
-            "the API server does not accept podid's token: {words}; check that its service account is still there"
+            "the API server does not accept podid's token: {message}; check that its service account is still there"
         ),
-        403 => format!("{words}; check that RBAC allows list and watch"),
+        403 => format!("{message}; check that RBAC allows list and watch"),
         404 => format!(
             "the API server does not know the kind {kind}; if it is one of podid's, install the definitions: podid crds --apply"
         ),
-        _ => words,
+        _ => message,
     }
 }
 
-fn words(status: &Status) -> String {
+fn message(status: &Status) -> String {
     match status.message.trim() {
         "" => format!("{} {}", status.code, status.reason),
-        message => message.to_owned(),
+        text => text.to_owned(),
     }
 }
 
-/// An error and what is behind it, each thing once.
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes, each text once.
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {
@@ -77,11 +80,11 @@ mod tests {
             (403, "RBAC allows list and watch"),
             (404, "podid crds --apply"),
         ] {
-            let text = interruption("AzureIdentity", &answered(code, "page not found"));
+            let text = describe_watch("AzureIdentity", &answered(code, "page not found"));
             assert!(text.contains(step), "{text}");
             assert!(!text.contains("Status {"), "{text}");
         }
-        let text = interruption("Pod", &watcher::Error::NoResourceVersion);
+        let text = describe_watch("Pod", &watcher::Error::NoResourceVersion);
         assert!(text.contains("reachable"), "{text}");
     }
 

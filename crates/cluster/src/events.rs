@@ -1,4 +1,5 @@
-//! Events: what happened to an object, where `kubectl describe` shows it.
+//! Event recorder: records Kubernetes Events on objects, where `kubectl describe` shows them. The controller calls it for what
+//! it did or could not do for a pod or an identity.
 
 use std::time::Duration;
 
@@ -7,10 +8,13 @@ use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::timeout;
 
-/// Longer notes are refused by the API server.
+/// The longest note in characters: the API server refuses one of more than 1024 bytes...
 const MAX_NOTE: usize = 1000;
 
-/// Records Events on behalf of one component. Repetitions within minutes are counted on one Event.
+/// An Event that the API server has not taken after five seconds is given up, so that the next ones are not held up.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Records Events of one component. An Event that is repeated within minutes is counted up, not recorded anew.
 #[derive(Clone)]
 pub struct EventRecorder {
     recorder: Recorder,
@@ -28,7 +32,7 @@ impl EventRecorder {
         }
     }
 
-    /// Records that `reason` (one word in PascalCase) happened to an object. Best effort: a failure is logged, nothing more.
+    /// Records that `reason` (one word in PascalCase) happened to an object. Events are best effort: a failure is logged only.
     pub async fn record(
         &self,
         regarding: &ObjectReference,
@@ -48,7 +52,7 @@ impl EventRecorder {
             secondary: None,
         };
         let published = self.recorder.publish(&event, regarding);
-        let trouble = match timeout(Duration::from_secs(5), published).await {
+        let trouble = match timeout(PUBLISH_TIMEOUT, published).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the API server does not answer".to_owned(),

@@ -1,4 +1,4 @@
-//! One object of an API server, for tests of what reads and writes a single object; an Endpoints object may be beside it.
+//! Fake API server for unit tests: keeps one object, and an Endpoints object beside it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

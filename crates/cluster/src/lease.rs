@@ -1,6 +1,19 @@
-//! Who leads: one candidate among several, by a `coordination.k8s.io/v1` Lease.
+//! Leader election: one leader among the replicas of the controller, by a `coordination.k8s.io/v1` Lease as client-go keeps it.
+//! `podid-mic` runs it beside its watches, and acts only while it says so.
 //!
-//! A claim counts as expired when the Lease has been *seen unchanged* for its duration, so that clocks need not agree.
+//! ```text
+//!                the Lease is free, or was seen
+//!                unchanged for its duration
+//!   Following ───────────────────────────────► Leading ──┐ renews every
+//!     ▲   ▲                                     │  ▲      │ duration / 4
+//!     │   └── another candidate holds it ───────┘  └──────┘
+//!     │                                         │
+//!     └── no renewal for 2/3 of the duration ───┘
+//! ```
+//!
+//! A claim expires when the Lease was *seen unchanged* for its duration, so that the clocks of candidates need not agree. A leader
+//! stops at two thirds of the duration after its last renewal, also when the API server does not answer, so that two never lead
+//! at once. AAD Pod Identity's own lock (`endpoints_lock.rs`) must be held as well.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,7 +30,10 @@ use tokio_util::sync::CancellationToken;
 use crate::endpoints_lock::LegacyLock;
 use crate::error_text::describe;
 
-/// One of the processes that may lead.
+/// Shutdown waits no longer than two seconds for the release; after that the next leader waits until the claim expires.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A process that takes part in the election.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// The Lease's namespace.
@@ -31,6 +47,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// The time between two attempts: four fit into a claim.
     fn retry(&self) -> Duration {
         self.duration / 4
     }
@@ -41,10 +58,10 @@ impl Candidate {
     }
 }
 
-/// What a candidate does about the lease now.
+/// The next step of a candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Decision {
-    /// Nobody holds it, or its holder let it expire: take it.
+    /// The lease is free or expired: take it.
     Acquire,
     /// This candidate holds it: renew it.
     Renew,
@@ -55,8 +72,7 @@ enum Decision {
     },
 }
 
-/// Decides for candidate `me` about a lease that has been seen unchanged for a while. A lease that states no duration counts
-/// as `default` long.
+/// Decides for candidate `me` about a lease that was seen `unchanged` for so long. A lease without a duration lasts `default`.
 fn decide(lease: &LeaseSpec, me: &str, unchanged: Duration, default: Duration) -> Decision {
     let holder = lease.holder_identity.as_deref().unwrap_or_default();
     if holder.is_empty() {
@@ -79,16 +95,17 @@ fn decide(lease: &LeaseSpec, me: &str, unchanged: Duration, default: Duration) -
     }
 }
 
-/// Takes part until shutdown. `leading` is true only while the lease is provably this candidate's, and the leader lock that AAD
-/// Pod Identity's own controller uses (an Endpoints object of the same name) is nobody else's. At shutdown both are given back,
-/// so that the next leader need not wait.
+/// Takes part in the election until shutdown. `leading` is true only while this candidate provably holds the Lease, and the
+/// Endpoints lock of the same name where that exists. At shutdown both are released, so that the next leader need not wait.
+///
+/// A trouble with the API server is logged once and retried; it never ends the election.
 pub async fn run_leader_election(
     client: Client,
     candidate: Candidate,
     leading: Sender<bool>,
     shutdown: CancellationToken,
 ) {
-    let mut race = Race {
+    let mut election = Election {
         legacy_lock: LegacyLock::new(
             client.clone(),
             &candidate.namespace,
@@ -101,46 +118,46 @@ pub async fn run_leader_election(
         held: None,
         claimed: Instant::now(),
         seen: None,
-        followed: String::new(),
-        trouble: String::new(),
+        logged_leader: String::new(),
+        logged_trouble: String::new(),
     };
     let mut until = None;
     loop {
         let asked = Instant::now();
-        let attempt = timeout(race.candidate.deadline(), race.attempt());
+        let attempt = timeout(election.candidate.deadline(), election.attempt());
         let held = tokio::select! {
             () = shutdown.cancelled() => break,
-            // However long the API server takes, leading ends in time.
+            // Leading ends in time even while the API server has not answered.
             never = expire(&leading, until) => match never {},
-            held = attempt => held.unwrap_or_else(|_| race.troubled("the API server does not answer")),
+            held = attempt => held.unwrap_or_else(|_| election.troubled("the API server does not answer")),
         };
         match held {
-            Some(true) => until = Some(race.claimed + race.candidate.deadline()),
+            Some(true) => until = Some(election.claimed + election.candidate.deadline()),
             Some(false) => until = None,
             None => {}
         }
-        tell(&leading, until.is_some_and(|until| until > Instant::now()));
+        set_leading(&leading, until.is_some_and(|until| until > Instant::now()));
         tokio::select! {
             () = shutdown.cancelled() => break,
             never = expire(&leading, until) => match never {},
-            () = sleep_until(asked + race.candidate.retry()) => {}
+            () = sleep_until(asked + election.candidate.retry()) => {}
         }
     }
     if leading.send_replace(false) {
-        race.release().await;
+        election.release().await;
     }
 }
 
-/// Says at this time that leading is over, and never returns.
+/// Ends leading at `until`, and never returns.
 async fn expire(leading: &Sender<bool>, until: Option<Instant>) -> Infallible {
     if let Some(until) = until {
         sleep_until(until).await;
-        tell(leading, false);
+        set_leading(leading, false);
     }
     std::future::pending().await
 }
 
-fn tell(leading: &Sender<bool>, now: bool) {
+fn set_leading(leading: &Sender<bool>, now: bool) {
     leading.send_if_modified(|was| {
         let news = *was != now;
         if news {
@@ -151,22 +168,23 @@ fn tell(leading: &Sender<bool>, now: bool) {
     });
 }
 
-struct Race {
+struct Election {
     legacy_lock: LegacyLock,
     api: Api<Lease>,
     candidate: Candidate,
-    /// The lease as this candidate last wrote it: a renewal of it needs no look at it first.
+    /// The lease as this candidate last wrote it, so that a renewal is one request.
     held: Option<Lease>,
-    /// When the last claim was sent.
+    /// When the last claim was sent, from which leading is counted.
     claimed: Instant,
-    /// The lease as last seen, and since when it has looked so.
+    /// The lease as last seen, and since when it is unchanged.
     seen: Option<(LeaseSpec, Instant)>,
-    followed: String,
-    trouble: String,
+    /// The leader and the trouble about which the log was told, each once.
+    logged_leader: String,
+    logged_trouble: String,
 }
 
-impl Race {
-    /// One look and at most one write. `None`: nothing could be learnt.
+impl Election {
+    /// Whether the lease and the legacy lock are held now, after at most one write of each; `None` when that is not known.
     async fn attempt(&mut self) -> Option<bool> {
         let held = match self.step().await {
             Ok(true) => self.legacy_lock.try_acquire().await,
@@ -174,7 +192,7 @@ impl Race {
         };
         match held {
             Ok(held) => {
-                self.trouble.clear();
+                self.logged_trouble.clear();
                 Some(held)
             }
             Err(error) => self.troubled(&describe(&error)),
@@ -182,10 +200,10 @@ impl Race {
     }
 
     fn troubled(&mut self, reason: &str) -> Option<bool> {
-        if self.trouble != reason {
+        if self.logged_trouble != reason {
             let lease = format!("{}/{}", self.candidate.namespace, self.candidate.name);
             tracing::warn!(%lease, %reason, "the leader lease cannot be read or written; check the API server and that RBAC allows get, create and update of leases, and get and patch of endpoints");
-            reason.clone_into(&mut self.trouble);
+            reason.clone_into(&mut self.logged_trouble);
         }
         None
     }
@@ -210,9 +228,9 @@ impl Race {
         let me = &self.candidate.identity;
         match decide(&spec, me, now - since, self.candidate.duration) {
             Decision::Follow { holder } => {
-                if self.followed != holder {
+                if self.logged_leader != holder {
                     tracing::info!(%holder, "another leads");
-                    self.followed = holder;
+                    self.logged_leader = holder;
                 }
                 Ok(false)
             }
@@ -257,7 +275,7 @@ impl Race {
         }
     }
 
-    /// This candidate's claim, from now; a renewal keeps what the first claim said.
+    /// This candidate's claim from now on; a renewal keeps the first claim's acquire time and transitions.
     fn claim(&self, held: Option<&LeaseSpec>) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
         LeaseSpec {
@@ -287,7 +305,7 @@ impl Race {
             self.legacy_lock.release().await?;
             self.write(lease, freed).await
         };
-        match timeout(Duration::from_secs(2), give_back).await {
+        match timeout(RELEASE_TIMEOUT, give_back).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::info!(

@@ -1,4 +1,5 @@
-//! Objects as they are listed and watched: one that cannot be read does not spoil the others.
+//! Lenient deserialization of listed and watched objects: one malformed object must not fail the whole list. `watch.rs` reads
+//! objects in this form.
 
 use std::borrow::Cow;
 
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde_json::Value;
 
-/// An object, or what is wrong with it; without its `metadata.managedFields`, which are often the greater part of it.
+/// An object, or why it cannot be read. It has no `metadata.managedFields`, which are often the greater part of an object.
 #[derive(Debug, Clone)]
 pub struct Lenient<K>(pub Result<K, Unreadable>);
 

@@ -1,4 +1,15 @@
-//! Everything said to an API server: watches that feed an index, the leader Lease, Events, status writes, Secrets.
+//! Kubernetes API client of podid: how the controller (`podid-mic`) and the node agent (`podid-nmi`) read and write objects. It
+//! decides nothing; the rules are in `podid-policy`, and the kinds of objects in `podid-api`.
+//!
+//! | to do this | look here |
+//! | --- | --- |
+//! | keep an index up to date by list and watch (an informer) | [`watch`], whose objects are [`lenient::Lenient`] |
+//! | have one leader among the replicas of a controller | [`lease`], and [`endpoints_lock`] for AAD Pod Identity's own lock |
+//! | record an Event on an object | [`events`] |
+//! | write a status subresource | [`status`] |
+//! | read a Secret, or learn that it changed | [`secrets`] |
+//! | remove the startup taint of a node | [`taint`] |
+//! | tell an operator why the API server refused | [`error_text`] |
 
 pub mod endpoints_lock;
 pub mod error_text;

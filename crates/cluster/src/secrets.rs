@@ -1,4 +1,5 @@
-//! Secrets: read when needed, wiped when dropped, never kept. That one changed is learned from its metadata alone.
+//! Secrets: one is read when it is needed and wiped from memory when dropped; changes are watched by metadata alone. The node
+//! agent calls this for service principals' credentials. No error or log of this file quotes a Secret's content.
 //!
 //! Needs the verbs `get`, `list` and `watch` on the Secrets that AzureIdentities name.
 
@@ -39,13 +40,13 @@ pub enum SecretError {
 }
 
 impl SecretError {
-    /// Whether the same question may be answered differently soon without anyone's doing.
+    /// Whether another attempt may succeed without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, SecretError::Unavailable { .. })
     }
 }
 
-/// The fields of a Secret.
+/// The decoded fields of a Secret; each is wiped when dropped.
 pub type SecretData = BTreeMap<String, Zeroizing<Vec<u8>>>;
 
 /// Reads a Secret once.
@@ -59,7 +60,7 @@ pub async fn read(client: &Client, key: &ObjectKey) -> Result<SecretData, Secret
         kube::Error::Api(status) if status.code == 403 => SecretError::Forbidden(key.clone()),
         error => SecretError::Unavailable {
             key: key.clone(),
-            // The text of other errors may quote the body.
+            // A text of serde or of the API server may quote the content.
             reason: match error {
                 kube::Error::Api(status) => format!("the API server answered {}", status.code),
                 kube::Error::SerdeError(_) => "the answer is not a Secret".to_owned(),
@@ -76,8 +77,8 @@ pub async fn read(client: &Client, key: &ObjectKey) -> Result<SecretData, Secret
     Ok(read)
 }
 
-/// Watches one Secret until shutdown and calls `changed` when it is first seen, whenever it is another than before, and when it
-/// is gone. Only metadata travels. Interruptions are retried for ever.
+/// Watches the metadata of one Secret until shutdown, and calls `changed` when it is first seen, when its resource version
+/// changes, and when it is gone. An interruption is logged and retried, as often as it takes.
 pub async fn watch(
     client: Client,
     key: ObjectKey,

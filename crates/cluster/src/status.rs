@@ -1,12 +1,13 @@
-//! Status writes: merge patches of the status subresource, and none for what is already so.
+//! Status subresource: writes an object's status by a merge patch, and only when the patch would change something. The
+//! controller calls this for the conditions of AzureIdentities.
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// Makes the object's `status` hold `wanted` (a merge patch: `null` removes, what is not named stays) unless `current` already
-/// does. Says whether it wrote. With a resource version, a status that someone else changed meanwhile is not overwritten.
+/// Patches the object's `status` with `wanted` (a merge patch: `null` removes a field, others stay) unless `current` already
+/// agrees; says whether it wrote. With a resource version, a change that somebody else made meanwhile is not overwritten.
 ///
 /// # Errors
 /// What the API server answers; 409 when the resource version is no longer current, 404 when the object is gone.
@@ -32,7 +33,7 @@ where
     Ok(true)
 }
 
-/// Whether a merge patch with `wanted` would change nothing of `current`.
+/// Whether a merge patch with `wanted` changes nothing of `current`.
 fn holds(current: &Value, wanted: &Value) -> bool {
     match wanted {
         Value::Object(fields) => fields.iter().all(|(name, value)| {

@@ -1,4 +1,4 @@
-//! The taint that keeps pods off a node until its node agent is ready.
+//! Startup taint: keeps pods off a new node until the node agent there is ready, which then removes the taint by this file.
 //!
 //! Needs the verbs `get` and `patch` on nodes.
 
@@ -13,11 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error_text::describe;
 
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(30);
+/// The wait before the second attempt; it doubles with each further one.
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The longest wait between two attempts: a node must not stay empty much longer than its API server was away.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// The effects that Kubernetes knows.
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
-/// Which taint, as it is written after `--startup-taint`: its key, and its effect unless all with the key are meant.
+/// The value of `--startup-taint`, `KEY` or `KEY:EFFECT`; without an effect it means every taint with the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartupTaint {
     key: String,
@@ -55,7 +58,7 @@ impl FromStr for StartupTaint {
 }
 
 impl StartupTaint {
-    fn is(&self, taint: &k8s_openapi::api::core::v1::Taint) -> bool {
+    fn matches(&self, taint: &k8s_openapi::api::core::v1::Taint) -> bool {
         taint.key == self.key
             && self
                 .effect
@@ -64,7 +67,7 @@ impl StartupTaint {
     }
 }
 
-/// Takes the taint off the node, and no other; tries until it is gone, or until shutdown.
+/// Removes the taint from the node and leaves all others; retries until it is gone, or until shutdown.
 pub async fn remove(
     client: &Client,
     node: &str,
@@ -72,9 +75,9 @@ pub async fn remove(
     shutdown: &CancellationToken,
 ) {
     let nodes: Api<Node> = Api::all(client.clone());
-    let mut retry = FIRST_RETRY;
+    let mut delay = MIN_RETRY_DELAY;
     loop {
-        match once(&nodes, node, taint).await {
+        match try_remove(&nodes, node, taint).await {
             Ok(true) => {
                 tracing::info!(
                     host = node,
@@ -97,20 +100,27 @@ pub async fn remove(
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(retry) => retry = (retry * 2).min(LAST_RETRY),
+            () = tokio::time::sleep(delay) => delay = (delay * 2).min(MAX_RETRY_DELAY),
         }
     }
 }
 
-/// Whether there was anything to take off.
-async fn once(nodes: &Api<Node>, name: &str, taint: &StartupTaint) -> Result<bool, kube::Error> {
+/// Whether there was a taint to remove.
+async fn try_remove(
+    nodes: &Api<Node>,
+    name: &str,
+    taint: &StartupTaint,
+) -> Result<bool, kube::Error> {
     let node = nodes.get(name).await?;
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
-    let left: Vec<_> = taints.iter().filter(|found| !taint.is(found)).collect();
+    let left: Vec<_> = taints
+        .iter()
+        .filter(|found| !taint.matches(found))
+        .collect();
     if left.len() == taints.len() {
         return Ok(false);
     }
-    // Whole lists are replaced: the version makes sure that it is the one which was read.
+    // A merge patch replaces the whole list; the resource version makes sure that nobody changed it since the read.
     let taints = if left.is_empty() {
         Value::Null
     } else {

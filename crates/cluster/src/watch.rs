@@ -1,4 +1,13 @@
-//! A restartable stream of changes into an index, that says when it is behind.
+//! Informer (client-go's word; a reflector without a store): lists and watches one kind of object, hands each change to its
+//! caller's index, and tells how the watch is doing. `watches.rs` of the controller and of the node agent start one for each kind.
+//!
+//! ```text
+//!  connect ──► list: Applied, Applied, ... ──► Listed ──► watch: Applied or Deleted, ...
+//!     ▲                                                     │
+//!     └──────────── back-off after an interruption ◄────────┘
+//! ```
+//!
+//! The index holds everything once [`Change::Listed`] came, and it is behind while [`WatchStatus::trouble`] says why.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -12,21 +21,21 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch::Sender;
 use tokio_util::sync::CancellationToken;
 
-use crate::error_text::interruption;
+use crate::error_text::describe_watch;
 use crate::lenient::Lenient;
 
-/// What happened to the watched objects.
+/// One step of a list or a watch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change<K> {
     /// The object exists and looks like this.
     Applied(K),
     /// The object is gone, or can no longer be read.
     Deleted(ObjectKey),
-    /// A complete list has been told by [`Change::Applied`]; whatever is not in this set is gone.
+    /// The list is complete: each object in this set came as [`Change::Applied`], and any other one is gone.
     Listed(BTreeSet<ObjectKey>),
 }
 
-/// How a watch is doing.
+/// Whether a watch is up to date.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WatchStatus {
     /// Whether a complete list has been seen since the start.
@@ -37,8 +46,8 @@ pub struct WatchStatus {
     pub malformed: u64,
 }
 
-/// Watches `K` until shutdown and tells every change to `sink`. Interruptions are retried with back-off for ever and shown in
-/// `health`. An object that cannot be read is logged, counted, and treated as gone.
+/// Watches `K` until shutdown and gives each change to `sink`. An interruption shows in `status` and is retried with back-off, as
+/// often as it takes. An object that cannot be read is logged, counted, and treated as deleted.
 pub async fn watch<K>(
     api: Api<Lenient<K>>,
     config: watcher::Config,
@@ -52,7 +61,7 @@ pub async fn watch<K>(
     follow(stream, sink, &health, shutdown).await;
 }
 
-/// Feeds the events of a watcher to `sink`; apart from [`watch`] so that tests can script the events.
+/// Gives the events of a watcher to `sink`; apart from [`watch`] so that tests can script the events.
 async fn follow<K, S>(
     stream: S,
     mut sink: impl FnMut(Change<K>),
@@ -73,7 +82,7 @@ async fn follow<K, S>(
             None => return,
             Some(Err(error)) => interrupted::<K>(&error, health),
             Some(Ok(event)) => {
-                // The beginning of a list is told before the server has answered.
+                // kube sends `Init` before the server has answered.
                 if !matches!(event, Event::Init) {
                     health.send_if_modified(|h| h.trouble.take().is_some());
                 }
@@ -132,7 +141,7 @@ fn interrupted<K: Resource<DynamicType = ()>>(
     error: &watcher::Error,
     health: &Sender<WatchStatus>,
 ) {
-    let text = interruption(&K::kind(&()), error);
+    let text = describe_watch(&K::kind(&()), error);
     health.send_if_modified(|h| {
         let news = h.trouble.as_deref() != Some(&text);
         if news {

@@ -170,7 +170,7 @@ mod against_an_api_server {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_elder_controller_is_waited_for_and_then_kept_waiting() {
+    async fn the_legacy_controller_is_waited_for_and_then_kept_waiting() {
         let store = Store::default();
         store.put_endpoints(lock("mic-7d9f", 0));
         let mut alice = start(&store, "alice");
@@ -203,7 +203,7 @@ mod against_an_api_server {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_the_elder_never_was_its_lock_is_not_made() {
+    async fn where_the_legacy_controller_never_was_its_lock_is_not_made() {
         let store = Store::default();
         let mut alice = start(&store, "alice");
         alice.leading.wait_for(|l| *l).await.unwrap();

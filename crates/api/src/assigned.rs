@@ -1,4 +1,5 @@
-//! AzureAssignedIdentity: the state of one identity for one pod. The controller writes it; node agents read it.
+//! AzureAssignedIdentity: the state of the assignment of one identity to one pod. The controller writes such objects; node agents
+//! and users read them.
 
 use kube::CustomResource;
 use kube::ResourceExt as _;
@@ -9,11 +10,11 @@ use serde_json::Value;
 
 use crate::{ObjectError, required};
 
-/// Holds an AzureAssignedIdentity in being until its identity has left the host.
+/// The finalizer that keeps an AzureAssignedIdentity until its identity is detached from the host.
 pub const FINALIZER: &str = "azureassignedidentity.finalizers.aadpodidentity.k8s.io";
-/// The label that names the pod's node, by which a node agent selects what concerns it.
+/// The label with the name of the pod's node, by which a node agent selects the objects of its own pods.
 pub const NODE_LABEL: &str = "nodename";
-/// Where AzureAssignedIdentities live unless identities are kept to their namespaces.
+/// The namespace of AzureAssignedIdentities where bindings reach across namespaces.
 pub const SHARED_NAMESPACE: &str = "default";
 
 /// `spec` of an AzureAssignedIdentity.
@@ -64,11 +65,11 @@ pub struct AzureAssignedIdentityStatus {
 /// How far an assignment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AssignmentState {
-    /// Known, and not yet on the pod's host.
+    /// The identity is not yet attached to the pod's host.
     Created,
-    /// On the pod's host: tokens can be had.
+    /// The identity is attached to the pod's host, so that tokens can be fetched.
     Assigned,
-    /// Left the pod's host; the object is about to go.
+    /// The identity is detached; the object is about to be deleted.
     Unassigned,
 }
 
@@ -107,15 +108,14 @@ pub struct AssignedFacts {
     pub node: String,
     /// How far the assignment is.
     pub state: AssignmentState,
-    /// Whether it is being deleted and only its finalizer holds it.
+    /// Whether it is being deleted, and exists only until its finalizer is removed.
     pub deleting: bool,
 }
 
-/// The longest name of an object.
+/// The longest name that Kubernetes allows an object, in bytes.
 const MAX_NAME: usize = 253;
 
-/// The object's name for a pod and an identity, as other versions compute it; where that is longer than a name may be, as
-/// [`hashed_name`].
+/// The object's name for a pod and an identity, as AAD Pod Identity computes it; [`hashed_name`] where that is too long.
 pub fn name(pod: &ObjectKey, identity: &str) -> String {
     let plain = format!("{}-{}-{identity}", pod.name, pod.namespace);
     if plain.len() > MAX_NAME {
@@ -124,10 +124,11 @@ pub fn name(pod: &ObjectKey, identity: &str) -> String {
     plain
 }
 
-/// A name for a pod and an identity that no other two share, as `a-b` in `c` and `a` in `b-c` share the usual one.
+/// A name for a pod and an identity that is unique by a hash. The plain [`name`] is not: pod `a-b` in namespace `c` and pod `a` in
+/// namespace `b-c` share it.
 pub fn hashed_name(pod: &ObjectKey, identity: &str) -> String {
     let plain = format!("{}-{}-{identity}", pod.name, pod.namespace);
-    // Slashes are in none of the three.
+    // No name in Kubernetes has a slash, so that this text is unique.
     let hash = stable_hash(&format!("{}/{}/{identity}", pod.namespace, pod.name));
     let readable: String = plain.chars().take(MAX_NAME - 17).collect();
     format!("{}-{hash:016x}", readable.trim_end_matches(['-', '.']))

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions.
+//! CustomResourceDefinitions (CRDs) of the four kinds, as YAML files of the source. `podid crds` prints or applies them.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 

@@ -1,4 +1,5 @@
-//! AzurePodIdentityException: pods that talk to the node's metadata service directly.
+//! AzurePodIdentityException: exempts pods by their labels, so that the node agent forwards their requests to the metadata service
+//! unchanged.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! AzureIdentity: an identity in Azure that pods may use.
+//! AzureIdentity: a managed identity or service principal in Azure that bindings grant to pods.
 
 use kube::CustomResource;
 use kube::ResourceExt as _;
@@ -79,7 +79,8 @@ pub struct AzureIdentitySpec {
     pub legacy_ad_endpoint: Option<String>,
 }
 
-/// Azure Resource Manager takes no more (header `x-ms-authorization-auxiliary`).
+/// The most auxiliary tenants of one identity: Azure Resource Manager takes three auxiliary tokens in a request (header
+/// `x-ms-authorization-auxiliary`).
 const MAX_AUXILIARY_TENANTS: usize = 3;
 
 /// Names a Secret.

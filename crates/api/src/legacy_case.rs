@@ -1,8 +1,9 @@
-//! Objects in the capitalised spelling that versions before 1.6 of AAD Pod Identity used, brought to today's.
+//! Legacy field case: renames the capitalised fields (`ClientID`) of objects that were written for AAD Pod Identity before 1.6 to
+//! today's spelling (`clientID`). The controller's `type_upgrade.rs` patches objects with it.
 
 use serde_json::{Map, Value, json};
 
-/// The fields of all kinds, as they were spelt and as they are.
+/// The fields of `spec` of all kinds: legacy spelling, today's spelling.
 const FIELDS: [(&str, &str); 12] = [
     ("ResourceID", "resourceID"),
     ("ClientID", "clientID"),
@@ -20,9 +21,9 @@ const FIELDS: [(&str, &str); 12] = [
 /// The fields of the reference to a Secret.
 const REFERENCE: [(&str, &str); 2] = [("Name", "name"), ("Namespace", "namespace")];
 
-/// The merge patch of `spec` that brings it to today's spelling; `None` when it is.
+/// The merge patch that renames the legacy fields of `spec`; `None` where there are none.
 ///
-/// Where a field is there in both spellings, the older one has been applied since the object was brought to today's: it counts.
+/// Where a field is set in both spellings the legacy one counts: somebody applied it after the object had been renamed.
 pub fn patch(spec: &Value) -> Option<Value> {
     let mut patch = renamed(spec.as_object()?, &FIELDS);
     let reference = patch

@@ -1,7 +1,16 @@
-//! The four custom resources of group `aadpodidentity.k8s.io/v1` as people write them, and their conversion to the facts that
-//! the rules need.
+//! Custom resources of podid: the four kinds of the API group `aadpodidentity.k8s.io/v1` as users write them, their definitions
+//! (CRDs), and their conversion to the values that the policy needs. The controller and the node agent read them; there are no
+//! rules here.
 //!
-//! Field names in the capitalised spelling that versions before 1.6 of AAD Pod Identity used are read too.
+//! | kind | written by | file |
+//! | --- | --- | --- |
+//! | AzureIdentity | users | [`identity`] |
+//! | AzureIdentityBinding | users | [`binding`] |
+//! | AzurePodIdentityException | users | [`exception`] |
+//! | AzureAssignedIdentity | the controller | [`assigned`] |
+//!
+//! Each kind has a method `facts`, which names the malformed field in its error. Field names in the capitalised spelling of AAD Pod
+//! Identity before 1.6 are read too ([`legacy_case`]); [`crds`] has the definitions.
 
 pub mod assigned;
 pub mod binding;
@@ -48,8 +57,8 @@ pub enum ObjectError {
     },
 }
 
-/// The first of two spellings of a required text field that is not empty: the older one, which somebody has applied since the
-/// object was brought to today's (see [`legacy_case`]).
+/// A required text field. The older spelling counts where both are set, since somebody applied it after podid had rewritten the
+/// object (see [`legacy_case`]).
 pub(crate) fn required<'a>(
     field: &'static str,
     today: &'a Option<String>,

@@ -1,4 +1,6 @@
-//! Which assignments must exist, kept up event by event: each touches only what it affects.
+//! Desired state: the assignments that must exist, one for each identity that a pod must be able to use. The controller's index
+//! applies each change of a pod, binding, identity or node here, and gets the assignments that changed by it. A change costs as
+//! much as it affects, however large the cluster is: secondary indexes by selector, node and identity find what to look at.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -10,7 +12,8 @@ use crate::ids::HostKey;
 use crate::intern::Interner;
 use crate::matching::{BINDING_LABEL, Scope, Subject, grants};
 
-/// Names an assignment: a pod has at most one of an AzureIdentity's name, as the objects that show it are named by both.
+/// The key of an assignment. A pod has at most one assignment of each AzureIdentity name, since AzureAssignedIdentity objects are
+/// named by pod and identity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssignmentKey {
     /// The pod.
@@ -46,20 +49,20 @@ impl Assignment {
     }
 }
 
-/// How one assignment changed: at least one side is there, and they differ.
+/// A changed assignment: at least one side is there, and the two differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delta {
     /// What it was; `None` when it is new.
     pub before: Option<Assignment>,
-    /// What it is now; `None` when it must be no more.
+    /// What it is now; `None` when it must not exist any more.
     pub after: Option<Assignment>,
 }
 
-/// What is kept of a pod.
+/// The part of a pod that the assignments depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pod {
     uid: Arc<str>,
-    /// What it asks for, by its label.
+    /// The value of the label `aadpodidbinding`.
     selector: Option<Arc<str>>,
     account: Arc<str>,
     node: Option<Arc<str>>,
@@ -77,10 +80,10 @@ impl Pod {
     }
 }
 
-/// Where a selector is looked up: in one namespace, or in all together.
-type Reach = (Option<Arc<str>>, Arc<str>);
+/// The key by which pods and bindings find each other: a selector, in one namespace or (`None`) in all.
+type SelectorKey = (Option<Arc<str>>, Arc<str>);
 
-/// The index of what was seen and the assignments that follow from it.
+/// The objects that were seen, and the assignments that follow from them.
 #[derive(Debug, Clone)]
 pub struct DesiredState {
     scope: Scope,
@@ -88,16 +91,16 @@ pub struct DesiredState {
     bindings: HashMap<ObjectKey, Arc<BindingFacts>>,
     identities: HashMap<ObjectKey, Arc<IdentityFacts>>,
     nodes: HashMap<Arc<str>, Arc<HostKey>>,
-    /// Nodes that are gone while pods are still on them.
-    leaving: BTreeSet<Arc<str>>,
-    pods_by_selector: Groups<Reach>,
-    pods_by_node: Groups<Arc<str>>,
-    bindings_by_selector: Groups<Reach>,
-    bindings_by_identity: Groups<ObjectKey>,
-    /// Those of each pod, in the order of the identities' names.
+    /// Nodes that were deleted while pods are still on them.
+    deleted_nodes: BTreeSet<Arc<str>>,
+    pods_by_selector: SecondaryIndex<SelectorKey>,
+    pods_by_node: SecondaryIndex<Arc<str>>,
+    bindings_by_selector: SecondaryIndex<SelectorKey>,
+    bindings_by_identity: SecondaryIndex<ObjectKey>,
+    /// The assignments of each pod, sorted by the identities' names.
     assignments: HashMap<ObjectKey, Box<[Assignment]>>,
     /// Pods with assignments whose host is not known.
-    unplaced: BTreeSet<ObjectKey>,
+    without_host: BTreeSet<ObjectKey>,
     names: Interner,
 }
 
@@ -110,41 +113,41 @@ impl DesiredState {
             bindings: HashMap::new(),
             identities: HashMap::new(),
             nodes: HashMap::new(),
-            leaving: BTreeSet::new(),
-            pods_by_selector: Groups::default(),
-            pods_by_node: Groups::default(),
-            bindings_by_selector: Groups::default(),
-            bindings_by_identity: Groups::default(),
+            deleted_nodes: BTreeSet::new(),
+            pods_by_selector: SecondaryIndex::default(),
+            pods_by_node: SecondaryIndex::default(),
+            bindings_by_selector: SecondaryIndex::default(),
+            bindings_by_identity: SecondaryIndex::default(),
             assignments: HashMap::new(),
-            unplaced: BTreeSet::new(),
+            without_host: BTreeSet::new(),
             names: Interner::default(),
         }
     }
 
     /// A pod exists and looks like this.
     pub fn apply_pod(&mut self, facts: PodFacts) -> Vec<Delta> {
-        let pod = self.keep(&facts);
+        let pod = self.summarize(&facts);
         if self.pods.get(&facts.key) == Some(&pod) {
             return Vec::new();
         }
-        let left = self.forget_pod(&facts.key);
+        let left = self.remove_pod(&facts.key);
         let key = ObjectKey {
             namespace: self.names.intern(&facts.key.namespace),
             name: facts.key.name,
         };
         if let Some(selector) = &pod.selector {
-            let reach = self.reach(&key.namespace, selector);
+            let reach = self.selector_key(&key.namespace, selector);
             self.pods_by_selector.add(reach, &key);
         }
         if let Some(node) = &pod.node {
             self.pods_by_node.add(node.clone(), &key);
         }
         self.pods.insert(key.clone(), pod);
-        self.forget_empty(left);
+        self.drop_deleted_node(left);
         self.refresh([key])
     }
 
-    fn keep(&mut self, pod: &PodFacts) -> Pod {
+    fn summarize(&mut self, pod: &PodFacts) -> Pod {
         let names = &mut self.names;
         let selector = pod.labels.get(BINDING_LABEL);
         Pod {
@@ -158,8 +161,8 @@ impl DesiredState {
 
     /// A pod is gone.
     pub fn delete_pod(&mut self, key: &ObjectKey) -> Vec<Delta> {
-        let left = self.forget_pod(key);
-        self.forget_empty(left);
+        let left = self.remove_pod(key);
+        self.drop_deleted_node(left);
         self.refresh([key.clone()])
     }
 
@@ -168,8 +171,8 @@ impl DesiredState {
         if self.bindings.get(&binding.key).map(|b| &**b) == Some(&binding) {
             return Vec::new();
         }
-        let mut touched = self.forget_binding(&binding.key);
-        let reach = self.reach(&binding.key.namespace, &binding.selector);
+        let mut touched = self.remove_binding(&binding.key);
+        let reach = self.selector_key(&binding.key.namespace, &binding.selector);
         touched.extend(self.pods_by_selector.of(&reach));
         self.bindings_by_selector.add(reach, &binding.key);
         self.bindings_by_identity
@@ -180,7 +183,7 @@ impl DesiredState {
 
     /// A binding is gone.
     pub fn delete_binding(&mut self, key: &ObjectKey) -> Vec<Delta> {
-        let touched = self.forget_binding(key);
+        let touched = self.remove_binding(key);
         self.refresh(touched)
     }
 
@@ -203,7 +206,7 @@ impl DesiredState {
     /// A node exists; `host` is the Azure resource behind it, `None` while that is unknown.
     pub fn apply_node(&mut self, name: &str, host: Option<HostKey>) -> Vec<Delta> {
         let name: Arc<str> = name.into();
-        self.leaving.remove(&name);
+        self.deleted_nodes.remove(&name);
         if self.nodes.get(&name).map(|h| &**h) == host.as_ref() {
             return Vec::new();
         }
@@ -214,24 +217,24 @@ impl DesiredState {
         self.refresh(self.pods_by_node.of(&name).collect::<Vec<_>>())
     }
 
-    /// A node is gone. What its pods need stays where it is until they are gone as well: they may go on running, and the node may
-    /// come back.
+    /// A node is gone. The assignments of its pods stay until the pods are gone as well: containers may go on running there, and
+    /// the node may come back.
     pub fn delete_node(&mut self, name: &str) -> Vec<Delta> {
         let name = self.names.intern(name);
         if self.pods_by_node.of(&name).next().is_none() {
             return self.apply_node(&name, None);
         }
-        self.leaving.insert(name);
+        self.deleted_nodes.insert(name);
         Vec::new()
     }
 
-    /// The assignment of this name, where it must exist.
+    /// The assignment with this key, where one must exist.
     pub fn get(&self, key: &AssignmentKey) -> Option<&Assignment> {
         let all = self.assignments.get(&key.pod)?;
         all.iter().find(|a| a.identity.key.name == key.identity)
     }
 
-    /// The text, shared with the index where it is the name of something there.
+    /// The text as the index holds it, so that equal names take memory once.
     pub fn intern(&mut self, text: &str) -> Arc<str> {
         self.names.intern(text)
     }
@@ -251,9 +254,9 @@ impl DesiredState {
         self.assignments.values().flatten()
     }
 
-    /// Those whose host is not known, in no particular order.
+    /// The assignments whose host is not known, in no particular order.
     pub fn unplaced(&self) -> impl Iterator<Item = &Assignment> {
-        let pods = self.unplaced.iter();
+        let pods = self.without_host.iter();
         pods.flat_map(|pod| self.assignments.get(pod).into_iter().flatten())
     }
 
@@ -272,16 +275,16 @@ impl DesiredState {
         self.identities.keys()
     }
 
-    fn reach(&self, namespace: &Arc<str>, selector: &Arc<str>) -> Reach {
+    fn selector_key(&self, namespace: &Arc<str>, selector: &Arc<str>) -> SelectorKey {
         let namespace = (self.scope == Scope::Namespaced).then(|| namespace.clone());
         (namespace, selector.clone())
     }
 
-    /// Forgets a pod and tells which node it was on.
-    fn forget_pod(&mut self, key: &ObjectKey) -> Option<Arc<str>> {
+    /// Removes a pod from the indexes, and gives the node that it was on.
+    fn remove_pod(&mut self, key: &ObjectKey) -> Option<Arc<str>> {
         let old = self.pods.remove(key)?;
         if let Some(selector) = &old.selector {
-            let reach = self.reach(&key.namespace, selector);
+            let reach = self.selector_key(&key.namespace, selector);
             self.pods_by_selector.remove(&reach, key);
         }
         if let Some(node) = &old.node {
@@ -290,23 +293,23 @@ impl DesiredState {
         old.node
     }
 
-    /// Forgets a node that is gone once its last pod has left it.
-    fn forget_empty(&mut self, node: Option<Arc<str>>) {
-        let Some(node) = node.filter(|node| self.leaving.contains(node)) else {
+    /// Removes a deleted node once its last pod is gone.
+    fn drop_deleted_node(&mut self, node: Option<Arc<str>>) {
+        let Some(node) = node.filter(|node| self.deleted_nodes.contains(node)) else {
             return;
         };
         if self.pods_by_node.of(&node).next().is_none() {
-            self.leaving.remove(&node);
+            self.deleted_nodes.remove(&node);
             self.nodes.remove(&node);
         }
     }
 
-    /// Forgets a binding and tells which pods it may have selected.
-    fn forget_binding(&mut self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+    /// Removes a binding from the indexes, and gives the pods that it may have selected.
+    fn remove_binding(&mut self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         let Some(old) = self.bindings.remove(key) else {
             return BTreeSet::new();
         };
-        let reach = self.reach(&key.namespace, &old.selector);
+        let reach = self.selector_key(&key.namespace, &old.selector);
         self.bindings_by_selector.remove(&reach, key);
         self.bindings_by_identity.remove(&named_by(&old), key);
         self.pods_by_selector.of(&reach).collect()
@@ -316,7 +319,7 @@ impl DesiredState {
         self.bindings_by_identity
             .of(key)
             .filter_map(|binding| self.bindings.get(&binding))
-            .map(|binding| self.reach(&binding.key.namespace, &binding.selector))
+            .map(|binding| self.selector_key(&binding.key.namespace, &binding.selector))
             .flat_map(|reach| self.pods_by_selector.of(&reach).collect::<Vec<_>>())
             .collect()
     }
@@ -327,11 +330,11 @@ impl DesiredState {
             count();
             let after = self.assignments_of(&pod);
             let before = self.assignments.remove(&pod).unwrap_or_default();
-            compare(before, &after, &mut deltas);
+            diff(before, &after, &mut deltas);
             if after.iter().any(|a| a.host.is_none()) {
-                self.unplaced.insert(pod.clone());
+                self.without_host.insert(pod.clone());
             } else {
-                self.unplaced.remove(&pod);
+                self.without_host.remove(&pod);
             }
             if !after.is_empty() {
                 self.assignments.insert(pod, after);
@@ -351,7 +354,7 @@ impl DesiredState {
             BTreeMap::new();
         for found in self
             .bindings_by_selector
-            .of(&self.reach(&key.namespace, selector))
+            .of(&self.selector_key(&key.namespace, selector))
         {
             let Some(binding) = self.bindings.get(&found) else {
                 continue;
@@ -383,8 +386,8 @@ impl DesiredState {
     }
 }
 
-/// Where several identities of one name are granted the first in this order is taken: the pod's own namespace comes first;
-/// of several bindings of one identity the heaviest.
+/// Sorts the identities of one name that are granted to a pod; the first is assigned. The pod's own namespace comes first, and of
+/// several bindings of one identity the one with the highest weight.
 fn rank<'a>(
     pod: &ObjectKey,
     (binding, identity): (&'a Arc<BindingFacts>, &'a Arc<IdentityFacts>),
@@ -404,7 +407,7 @@ fn named_by(binding: &BindingFacts) -> ObjectKey {
     }
 }
 
-fn compare(before: Box<[Assignment]>, after: &[Assignment], deltas: &mut Vec<Delta>) {
+fn diff(before: Box<[Assignment]>, after: &[Assignment], deltas: &mut Vec<Delta>) {
     let mut before = before.into_vec();
     for new in after {
         let name = &new.identity.key.name;
@@ -423,17 +426,17 @@ fn compare(before: Box<[Assignment]>, after: &[Assignment], deltas: &mut Vec<Del
     }));
 }
 
-/// Object keys under something they share.
+/// A secondary index: the keys of objects by a value that they share.
 #[derive(Debug, Clone)]
-struct Groups<K>(HashMap<K, BTreeSet<ObjectKey>>);
+struct SecondaryIndex<K>(HashMap<K, BTreeSet<ObjectKey>>);
 
-impl<K> Default for Groups<K> {
+impl<K> Default for SecondaryIndex<K> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<K: Eq + Hash> Groups<K> {
+impl<K: Eq + Hash> SecondaryIndex<K> {
     fn add(&mut self, group: K, key: &ObjectKey) {
         self.0.entry(group).or_default().insert(key.clone());
     }
@@ -453,7 +456,7 @@ impl<K: Eq + Hash> Groups<K> {
     }
 }
 
-/// Counts in tests what is looked at: an event's cost must not depend on the size of the cluster.
+/// Counts in tests the objects that are looked at, since the cost of a change must not depend on the size of the cluster.
 fn count() {
     #[cfg(test)]
     tests::LOOKED_AT.set(tests::LOOKED_AT.get() + 1);

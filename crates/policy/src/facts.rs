@@ -1,4 +1,5 @@
-//! The few fields of each object that the rules need.
+//! Input values of the policy: the few fields of pods, AzureIdentities, bindings and exceptions that it needs. `podid-api` and the
+//! watches of pods make them; a malformed object never becomes one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -31,12 +32,12 @@ impl std::fmt::Display for ObjectKey {
     }
 }
 
-/// Where a pod is in its life, as far as identities care.
+/// Whether a pod may still use identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PodPhase {
-    /// Pending or Running: it may ask for tokens, init containers included.
+    /// Pending or Running: its containers, init containers included, may request tokens.
     Live,
-    /// Succeeded or Failed: nothing of it runs any more.
+    /// Succeeded or Failed: none of its containers runs any more.
     Finished,
 }
 
@@ -45,7 +46,7 @@ pub enum PodPhase {
 pub struct PodFacts {
     /// Namespace and name.
     pub key: ObjectKey,
-    /// `metadata.uid`: tells a pod from its successor of the same name.
+    /// `metadata.uid`, which tells a pod from a later one of the same name.
     pub uid: Arc<str>,
     /// All labels: `aadpodidbinding` and whatever exceptions select by.
     pub labels: BTreeMap<String, String>,
@@ -55,9 +56,9 @@ pub struct PodFacts {
     pub node: Option<Arc<str>>,
     /// `status.podIPs`.
     pub addresses: Vec<IpAddr>,
-    /// Whether the pod uses the node's network, so that its address says nothing about it.
+    /// Whether the pod uses the host network, so that its address is the node's and does not identify it.
     pub host_network: bool,
-    /// Whether anything of it may still run.
+    /// Whether containers of it may still run.
     pub phase: PodPhase,
 }
 
@@ -82,7 +83,7 @@ pub enum IdentitySource {
         certificate: bool,
         /// The tenant to ask.
         tenant: Arc<str>,
-        /// Further tenants, of which a request gets a token each.
+        /// Further tenants; a response has one more token for each.
         auxiliary_tenants: Vec<Arc<str>>,
         /// The Secret that holds the credential.
         secret: ObjectKey,

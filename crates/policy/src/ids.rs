@@ -1,13 +1,14 @@
-//! Names of things in Azure, parsed once and compared case-insensitively ever after.
+//! Azure ids: client ids, ARM resource ids and hosts, parsed once and then compared without regard to case, as Azure compares
+//! them. Whatever reads an object, a request or an answer of Azure makes these values, so that no malformed id comes further.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// The longest Azure resource id that is accepted, in bytes. Azure's own names add up to far less.
+/// The longest accepted ARM resource id in bytes; Azure's own limits of its parts add up to far less.
 pub const MAX_RESOURCE_ID: usize = 1024;
 
-/// Why a text is not the name of a thing in Azure.
+/// Why a text is not an Azure id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The text is not a GUID.
@@ -27,19 +28,19 @@ pub enum IdError {
     NotAHost(String),
 }
 
-/// Text as written, cheap to copy, compared and hashed without regard to ASCII case.
+/// Text in its original spelling that is compared and hashed without regard to ASCII case.
 #[derive(Clone)]
-struct Folded(Arc<str>);
+struct CaseInsensitive(Arc<str>);
 
-impl PartialEq for Folded {
+impl PartialEq for CaseInsensitive {
     fn eq(&self, other: &Self) -> bool {
         self.0.eq_ignore_ascii_case(&other.0)
     }
 }
 
-impl Eq for Folded {}
+impl Eq for CaseInsensitive {}
 
-impl Hash for Folded {
+impl Hash for CaseInsensitive {
     fn hash<H: Hasher>(&self, state: &mut H) {
         for byte in self.0.bytes() {
             state.write_u8(byte.to_ascii_lowercase());
@@ -48,13 +49,13 @@ impl Hash for Folded {
     }
 }
 
-impl PartialOrd for Folded {
+impl PartialOrd for CaseInsensitive {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Folded {
+impl Ord for CaseInsensitive {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         let fold = |b: u8| b.to_ascii_lowercase();
         self.0.bytes().map(fold).cmp(other.0.bytes().map(fold))
@@ -86,7 +87,7 @@ macro_rules! text_id {
 
 /// The application (client) id of an identity: a GUID.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClientId(Folded);
+pub struct ClientId(CaseInsensitive);
 text_id!(ClientId);
 
 impl ClientId {
@@ -101,7 +102,7 @@ impl ClientId {
                 _ => b.is_ascii_hexdigit(),
             });
         if guid {
-            Ok(Self(Folded(text.into())))
+            Ok(Self(CaseInsensitive(text.into())))
         } else {
             Err(IdError::NotAGuid(clip(text)))
         }
@@ -116,7 +117,7 @@ impl ClientId {
 
 /// The ARM id of a user-assigned managed identity.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ResourceId(Folded);
+pub struct ResourceId(CaseInsensitive);
 text_id!(ResourceId);
 
 impl ResourceId {
@@ -133,7 +134,7 @@ impl ResourceId {
                     && kind_group.eq_ignore_ascii_case("Microsoft.ManagedIdentity")
                     && kind.eq_ignore_ascii_case("userAssignedIdentities") =>
             {
-                Ok(Self(Folded(text.into())))
+                Ok(Self(CaseInsensitive(text.into())))
             }
             _ => Err(no()),
         }
@@ -145,7 +146,7 @@ impl ResourceId {
     }
 }
 
-/// What kind of Azure resource carries the identities of a node.
+/// The kind of Azure resource that has the identities of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HostKind {
     /// A virtual machine of its own, or an instance of a flexible scale set.
@@ -157,13 +158,13 @@ pub enum HostKind {
 /// The Azure resource that identities are attached to for the pods of a node, from the node's `spec.providerID`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct HostKey {
-    subscription: Folded,
-    resource_group: Folded,
+    subscription: CaseInsensitive,
+    resource_group: CaseInsensitive,
     kind: HostKind,
-    name: Folded,
+    name: CaseInsensitive,
 }
 
-impl fmt::Debug for Folded {
+impl fmt::Debug for CaseInsensitive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -195,10 +196,10 @@ impl HostKey {
             _ => return Err(no()),
         };
         Ok(Self {
-            subscription: Folded(parts[1].into()),
-            resource_group: Folded(parts[3].into()),
+            subscription: CaseInsensitive(parts[1].into()),
+            resource_group: CaseInsensitive(parts[3].into()),
             kind,
-            name: Folded(name.into()),
+            name: CaseInsensitive(name.into()),
         })
     }
 
@@ -233,7 +234,7 @@ impl fmt::Display for HostKey {
     }
 }
 
-/// The segments of an ARM path that starts with a subscription and a resource group, or `None`.
+/// The segments of an ARM path with a subscription, a resource group and a provider; `None` for any other text.
 fn arm_path(text: &str) -> Option<Vec<&str>> {
     if text.len() > MAX_RESOURCE_ID {
         return None;
@@ -254,14 +255,19 @@ fn arm_path(text: &str) -> Option<Vec<&str>> {
     arm.then_some(parts)
 }
 
-/// A hostile text cut to a length that an error message can carry.
-/// A hash (FNV-1a) that is the same in every version, for names that must be.
+/// FNV-1a, a hash that stays the same in every version: for names that another version must find again.
+///
+/// ```
+/// # use podid_policy::ids::stable_hash;
+/// assert_eq!(stable_hash("shop/web/reader"), 0x955f_ed1d_52c6_f9ea);
+/// ```
 pub fn stable_hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
+/// The beginning of a text, which may be hostile and of any length, for an error message.
 fn clip(text: &str) -> String {
     text.chars().take(200).collect()
 }
@@ -301,6 +307,12 @@ mod tests {
         }
         assert!(ClientId::parse("not-a-guid").is_err());
         assert!(ClientId::parse("6f1caaaa-0000-0000-0000-0000000022a\u{e9}").is_err());
+    }
+
+    #[test]
+    fn an_error_quotes_the_beginning_of_a_long_text_only() {
+        let error = ClientId::parse(&"é".repeat(10_000)).unwrap_err();
+        assert_eq!(error, IdError::NotAGuid("é".repeat(200)));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Which bindings and exceptions match a pod.
+//! Label matching: which AzureIdentityBindings select a pod and grant it an identity, and which AzurePodIdentityExceptions exempt
+//! it. The one place of this rule; `verdict.rs` and `desired.rs` call it.
 
 use crate::facts::{BindingFacts, ExceptionFacts, IdentityFacts, PodFacts};
 
@@ -11,11 +12,12 @@ pub enum Scope {
     /// Pod, binding and identity share a namespace.
     #[default]
     Namespaced,
-    /// Any namespace, except for identities that are annotated as namespaced. The original's default.
+    /// A binding selects pods of any namespace, except for identities that are annotated as namespaced: the default of AAD Pod
+    /// Identity.
     AcrossNamespaces,
 }
 
-/// What decides whether a binding selects a pod.
+/// The fields of a pod by which a binding selects it.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     /// The pod's namespace.
@@ -39,8 +41,7 @@ impl<'a> From<&'a PodFacts> for Subject<'a> {
     }
 }
 
-/// Whether the binding selects the pod, by label, service account and namespace. The identity's own restriction is
-/// [`grants`]'s business.
+/// Whether the binding selects the pod, by label, service account and namespace; [`grants`] checks the identity as well.
 pub fn selects<'a>(scope: Scope, binding: &BindingFacts, pod: impl Into<Subject<'a>>) -> bool {
     let pod = pod.into();
     let labelled = pod

@@ -1,20 +1,30 @@
-//! What to change on one host: desired, observed and owned in, attach and detach out.
+//! Diff of one host, and its drift: the desired identities against those that Azure shows, as a plan of what to attach and detach.
+//! The controller makes a plan whenever it has read a host. The plan guards identities that podid did not attach, or that an
+//! operator declared immutable: these are never detached.
+//!
+//! | wanted | observed | owned | outcome |
+//! | --- | --- | --- | --- |
+//! | yes | no | | attach (where podid owned it, somebody detached it: drift) |
+//! | yes | yes | | nothing |
+//! | no | yes | no | leave: not podid's |
+//! | no | yes | yes | detach, once it was unwanted for the delay, unless it is immutable |
+//! | no | no | yes | forget: somebody else detached it |
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::ids::ResourceId;
 
-/// What is known of one host.
+/// The input of a plan: one host.
 #[derive(Debug, Clone, Copy)]
 pub struct HostView<'a> {
     /// The identities that pods on the host must be able to use.
     pub wanted: &'a BTreeSet<ResourceId>,
     /// The identities that Azure shows on the host.
     pub observed: &'a BTreeSet<ResourceId>,
-    /// Those that podid attached.
+    /// The identities that podid attached, by its ownership record.
     pub owned: &'a BTreeSet<ResourceId>,
-    /// Those that must never be detached.
+    /// The identities that an operator declared immutable: never detached.
     pub immutable: &'a BTreeSet<ResourceId>,
 }
 
@@ -23,9 +33,9 @@ pub struct HostView<'a> {
 pub enum Leave {
     /// podid did not attach it.
     NotOurs,
-    /// It is on the list of identities that are never detached.
+    /// An operator declared it immutable.
     Immutable,
-    /// A pod may want it again soon; the rest of the wait.
+    /// It stays for this long yet, since a pod may want it again soon.
     Lingering(Duration),
 }
 
@@ -36,14 +46,14 @@ pub struct Plan {
     pub attach: Vec<ResourceId>,
     /// To be detached, in Azure's own spelling.
     pub detach: Vec<ResourceId>,
-    /// Unwanted, and why each stays.
+    /// Not wanted, but left on the host, each with the reason.
     pub leave: Vec<(ResourceId, Leave)>,
-    /// Owned, but neither wanted nor there any more: somebody else detached them.
+    /// Owned, but neither wanted nor observed: somebody else detached them, and the ownership record may drop them.
     pub forget: Vec<ResourceId>,
 }
 
 impl Plan {
-    /// How long until something that lingers is due.
+    /// The time until the first identity that lingers is due to be detached.
     pub fn next_due(&self) -> Option<Duration> {
         self.leave
             .iter()
@@ -55,7 +65,8 @@ impl Plan {
     }
 }
 
-/// Makes the plan. `unwanted_for` tells how long no pod has wanted an identity; below `linger` it stays.
+/// Makes the plan. `unwanted_for` tells for how long no pod has wanted an identity; one that is unwanted for less than `linger`
+/// stays.
 pub fn plan(
     host: HostView<'_>,
     unwanted_for: impl Fn(&ResourceId) -> Duration,

@@ -1,4 +1,5 @@
-//! Every reason for not giving a token, once: its stable name and the sentence for a person.
+//! Denial reasons: why a token request is refused, each with a stable name for code and a sentence with the next step for the
+//! operator. `verdict.rs` gives them; the node agent puts them into its response, its metrics and its log.
 
 use crate::facts::ObjectKey;
 

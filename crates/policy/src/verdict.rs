@@ -1,4 +1,13 @@
-//! The verdict on a token request, with its explanation.
+//! Authorization of one token request: which identity a pod gets, or why none. The node agent calls [`authorize`] with the objects
+//! that its index has for the pod.
+//!
+//! ```text
+//!  an exception matches the pod ──────────────────────────────► Exempt: the request is forwarded unchanged
+//!  no binding grants it an identity ──────────────────────────► Refused: no label, no binding, or no identity
+//!  the request names an identity that it is not granted ──────► Refused: not granted
+//!  the binding with the highest weight ───────────────────────► Grant
+//!  several of them, the request names none, and no pick_first ► Refused: ambiguous
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -7,16 +16,16 @@ use crate::ids::{ClientId, ResourceId};
 use crate::matching::{BINDING_LABEL, Scope, exempts, grants, selects};
 use crate::reason::DenialReason;
 
-/// How a request names the identity it wants.
+/// How a request names the identity that it wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequestedIdentity {
-    /// Not at all.
+    /// It names none.
     Any,
     /// By `client_id`.
     Client(ClientId),
     /// By `msi_res_id` or one of its other spellings.
     Resource(ResourceId),
-    /// By `object_id`, which no object states: the AzureIdentity that it was traced to, if it was.
+    /// By `object_id`, which no Kubernetes object has: the AzureIdentity that the caller found for it, if any.
     Object(Option<ObjectKey>),
 }
 
@@ -31,18 +40,18 @@ impl RequestedIdentity {
     }
 }
 
-/// What a pod gets.
+/// The decision about a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// A token of this identity.
     Grant(&'a IdentityFacts),
-    /// An exception lets the request through to IMDS unchanged.
+    /// This exception exempts the pod: the request goes to the metadata service unchanged.
     Exempt(ObjectKey),
-    /// Nothing, and why.
+    /// No token, for this reason.
     Refused(DenialReason),
 }
 
-/// The objects that may bear on a pod. The caller narrows them down by its index; the rules below check them all again.
+/// The objects that may concern a pod. The caller may narrow them down by an index; [`authorize`] checks each one again.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyObjects<'a> {
     /// How far bindings reach.
@@ -53,11 +62,11 @@ pub struct PolicyObjects<'a> {
     pub identities: &'a [&'a IdentityFacts],
     /// Candidate exceptions.
     pub exceptions: &'a [&'a ExceptionFacts],
-    /// Whether of several with equal weight the first by name is given, rather than none.
+    /// Whether a request that several bindings of equal weight match gets the identity that is first by name, rather than none.
     pub pick_first: bool,
 }
 
-/// Decides what a live pod gets that asks for `wanted`.
+/// Decides about the request of a live pod for the identity `wanted`.
 pub fn authorize<'a>(
     objects: PolicyObjects<'a>,
     pod: &PodFacts,

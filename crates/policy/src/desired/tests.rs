@@ -311,7 +311,7 @@ proptest! {
                 prop_assert_eq!(known, delta.before);
             }
             prop_assert_eq!(&told, &naive(&index));
-            prop_assert!(index.leaving.iter().all(|node| index.pods_by_node.of(node).count() > 0));
+            prop_assert!(index.deleted_nodes.iter().all(|node| index.pods_by_node.of(node).count() > 0));
         }
         let unplaced: BTreeSet<_> = index.unplaced().map(Assignment::key).collect();
         let placeless = index.assignments().filter(|a| a.host.is_none()).map(Assignment::key);

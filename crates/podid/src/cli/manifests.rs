@@ -21,6 +21,9 @@ pub struct Manifests {
     /// The images' tag
     #[arg(long, value_name = "TAG", default_value = concat!("v", env!("CARGO_PKG_VERSION")), value_parser = tag)]
     tag: String,
+    /// Write rules to each node that it loads at its boot, so that pods are refused until nmi runs; with --mode=cleanup remove them
+    #[arg(long)]
+    boot_rules: bool,
 }
 
 impl Manifests {
@@ -31,6 +34,7 @@ impl Manifests {
             namespace: self.namespace,
             registry: self.registry,
             tag: self.tag,
+            boot_rules: self.boot_rules,
         };
         let yaml = manifests::yaml(&install.objects())?;
         std::io::stdout().write_all(yaml.as_bytes())?;

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Install, labels, nmi};
+use super::{Install, boot_rules, labels, nmi};
 
 const ROLE: &str = "cleanup";
 
@@ -20,7 +20,7 @@ pub(super) fn daemon_set(install: &Install) -> Value {
 
 fn pod(install: &Install) -> Value {
     let image = install.image("nmi");
-    json!({
+    let mut pod = json!({
         "automountServiceAccountToken": false,
         "hostNetwork": true,
         "nodeSelector": { "kubernetes.io/os": "linux" },
@@ -49,5 +49,9 @@ fn pod(install: &Install) -> Value {
             },
         }],
         "volumes": [{ "name": "xtables-lock", "hostPath": { "path": "/run/xtables.lock", "type": "FileOrCreate" } }],
-    })
+    });
+    if install.boot_rules {
+        boot_rules::add(install, &mut pod, "remove");
+    }
+    pod
 }

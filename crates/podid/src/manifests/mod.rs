@@ -1,5 +1,6 @@
 //! What an installation consists of: the objects that `podid manifests` prints, and that the chart renders by default.
 
+mod boot_rules;
 mod cleanup;
 mod mic;
 mod nmi;
@@ -34,6 +35,8 @@ pub struct Install {
     pub registry: String,
     /// The images' tag.
     pub tag: String,
+    /// Whether each node gets rules that it loads at its boot; in [`Mode::Cleanup`] whether they are taken away.
+    pub boot_rules: bool,
 }
 
 impl Install {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Install, Mode, NAME, labels};
+use super::{Install, Mode, NAME, boot_rules, labels};
 
 const PROBES: u16 = 8085;
 /// Where the directory of the kubelet's file is seen.
@@ -27,7 +27,7 @@ pub(super) fn daemon_set(install: &Install) -> Value {
 }
 
 fn pod(install: &Install) -> Value {
-    json!({
+    let mut pod = json!({
         "serviceAccountName": format!("{NAME}-nmi"),
         "priorityClassName": "system-node-critical",
         "hostNetwork": true,
@@ -43,7 +43,11 @@ fn pod(install: &Install) -> Value {
             { "name": "kubelet-config", "hostPath": { "path": "/etc/default", "type": "DirectoryOrCreate" } },
             { "name": "xtables-lock", "hostPath": { "path": "/run/xtables.lock", "type": "FileOrCreate" } },
         ],
-    })
+    });
+    if install.boot_rules {
+        boot_rules::add(install, &mut pod, "install");
+    }
+    pod
 }
 
 // Ports are not named: on the host's network the scheduler would keep a second one, to which the first hands over, off the node.

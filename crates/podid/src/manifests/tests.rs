@@ -10,6 +10,7 @@ fn install(mode: Mode) -> Install {
         namespace: NAME.to_owned(),
         registry: "registry.example.com/podid".to_owned(),
         tag: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+        boot_rules: false,
     }
 }
 
@@ -77,4 +78,31 @@ fn managed_mode_has_nothing_of_the_controller() {
     let text = yaml(&install(Mode::Managed).objects()).unwrap();
     assert!(!text.contains("podid-mic") && !text.contains("Deployment"));
     assert!(text.contains("--operation-mode=managed"));
+}
+
+/// The cleanup does what both of its init containers do.
+#[test]
+fn boot_rules_are_removed_where_they_were_asked_for() {
+    let with = |boot_rules| Install {
+        boot_rules,
+        ..install(Mode::Cleanup)
+    };
+    let names = |boot_rules| {
+        let objects = with(boot_rules).objects();
+        let pod = objects.last().unwrap()["spec"]["template"]["spec"].clone();
+        let containers = pod["initContainers"].as_array().unwrap().clone();
+        let names = containers.iter().map(|container| {
+            container["command"]
+                .as_array()
+                .map_or("nmi", |command| command.last().unwrap().as_str().unwrap())
+                .to_owned()
+        });
+        (
+            names.collect::<Vec<_>>(),
+            pod["volumes"].as_array().unwrap().len(),
+        )
+    };
+    assert_eq!(names(false), (vec!["nmi".to_owned()], 1));
+    let both = vec!["nmi".to_owned(), "--remove=/host/etc".to_owned()];
+    assert_eq!(names(true), (both, 3));
 }

@@ -95,6 +95,8 @@ async fn every_set_of_values_is_taken(cluster: &Cluster) {
             "nmi.interceptHostNetwork=pods",
             "--set",
             "mic.podDisruptionBudget.maxUnavailable=1",
+            "--set",
+            "nmi.bootRules=true",
         ],
         &[
             "--set",

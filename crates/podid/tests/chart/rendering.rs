@@ -24,7 +24,11 @@ const HELMS: [&str; 3] = [
 
 #[tokio::test]
 async fn by_default_the_chart_is_what_podid_manifests_prints() {
-    for mode in ["standard", "managed"] {
+    for (mode, flag, value) in [
+        ("standard", None, "nmi.bootRules=false"),
+        ("managed", None, "nmi.bootRules=false"),
+        ("standard", Some("--boot-rules"), "nmi.bootRules=true"),
+    ] {
         let output = Command::new(PODID)
             .args([
                 "manifests",
@@ -32,12 +36,14 @@ async fn by_default_the_chart_is_what_podid_manifests_prints() {
                 "--mode",
                 mode,
             ])
+            .args(flag)
             .output()
             .unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();
         let mut manifests = by_name(objects(&printed));
         let mode = format!("operationMode={mode}");
-        let mut chart = by_name(rendered(&["--set", IMAGES, "--set", &mode]).await);
+        let given = ["--set", IMAGES, "--set", &mode, "--set", value];
+        let mut chart = by_name(rendered(&given).await);
         remove(&mut manifests, &ONLY_MANIFESTS);
         remove(&mut chart, &ONLY_CHART);
         for object in chart.values_mut() {
@@ -290,6 +296,14 @@ async fn each_switch_changes_what_it_says_and_nothing_else() {
     let given = pod["containers"][0]["args"].as_array().unwrap();
     assert!(given.contains(&json!("--interception=withdraw")));
     are_taken("nmi", &pod["containers"][0]["args"]);
+
+    let leaving = with(&["nmi.interception=withdraw", "nmi.bootRules=true"]).await;
+    let pod = &find(&leaving, "DaemonSet", "podid-nmi").unwrap()["spec"]["template"]["spec"];
+    let command = &pod["initContainers"][0]["command"];
+    assert_eq!(
+        command,
+        &json!(["/podid", "boot-rules", "--remove=/host/etc"])
+    );
 
     let federated = with(&["mic.cloudConfig=", "mic.serviceAccountAnnotations.a=b"]).await;
     let pod = &find(&federated, "Deployment", "podid-mic").unwrap()["spec"]["template"]["spec"];

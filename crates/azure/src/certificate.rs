@@ -1,4 +1,5 @@
-//! A service principal's certificate: read from PFX or PEM, and what it signs.
+//! Client certificate of a service principal: read from PFX or PEM, and the client assertions (RFC 7523) that its key signs.
+//! `entra.rs` sends them in place of a client secret.
 
 use std::fmt;
 
@@ -18,12 +19,12 @@ use zeroize::Zeroizing;
 
 use crate::pfx;
 
-/// Larger files are refused.
+/// The largest file in bytes; a chain with its key has some KiB.
 const MAX_FILE: usize = 256 * 1024;
-/// Longer chains are refused.
+/// The longest chain, leaf included; real ones have two to four certificates.
 const MAX_CHAIN: usize = 8;
-/// Entra takes assertions for some minutes only; longer ones are of no use to it and of use to a thief.
-const LIFE: i64 = 600;
+/// An assertion is valid for ten minutes (in seconds), the longest that Entra recommends: one that is stolen is soon useless.
+const ASSERTION_LIFE: i64 = 600;
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -115,8 +116,8 @@ impl Certificate {
         })
     }
 
-    /// A client assertion (RFC 7523) for the token endpoint `audience`, as Entra wants it: PS256, known by the certificate's
-    /// SHA-256 thumbprint and, for trust by subject name and issuer, with the chain.
+    /// A client assertion for the token endpoint `audience`, signed by PS256. Its header has the certificate's SHA-256 thumbprint, and
+    /// the chain for applications that trust by subject name and issuer.
     ///
     /// # Errors
     /// [`CertificateError::NotValidNow`], or [`CertificateError::NotRsa`] when the key does not sign.
@@ -140,21 +141,21 @@ impl Certificate {
         let at = now.as_second();
         let claims = json!({
             "aud": audience, "iss": client_id.as_str(), "sub": client_id.as_str(),
-            "jti": uuid::Uuid::new_v4().to_string(), "iat": at, "nbf": at, "exp": at + LIFE,
+            "jti": uuid::Uuid::new_v4().to_string(), "iat": at, "nbf": at, "exp": at + ASSERTION_LIFE,
         });
         let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let mut signed = Zeroizing::new(format!("{}.{}", part(&header), part(&claims)));
-        let mut seal = vec![0; self.key.public_modulus_len()];
+        let mut signature = vec![0; self.key.public_modulus_len()];
         self.key
             .sign(
                 &RSA_PSS_SHA256,
                 &SystemRandom::new(),
                 signed.as_bytes(),
-                &mut seal,
+                &mut signature,
             )
             .map_err(|_| CertificateError::NotRsa)?;
         signed.push('.');
-        URL_SAFE_NO_PAD.encode_string(seal, &mut signed);
+        URL_SAFE_NO_PAD.encode_string(signature, &mut signed);
         Ok(signed)
     }
 }
@@ -183,7 +184,7 @@ fn from_pfx(file: &[u8], password: &str) -> Result<Parts, CertificateError> {
         Some(_) => {}
     }
     let archive = Pkcs12Archive::from_pkcs12(file, password).map_err(|error| match error {
-        // A wrong password shows as a wrong seal, or as garbage once decrypted.
+        // A wrong password shows as a wrong MAC, or as garbage after decryption.
         p12_keystore::error::Error::MacError(_)
         | p12_keystore::error::Error::UnpadError
         | p12_keystore::error::Error::Pkcs5Error(_) => CertificateError::WrongPassword,

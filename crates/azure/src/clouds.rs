@@ -1,4 +1,6 @@
-//! The Azure clouds by name, and custom ones by the file that `AZURE_ENVIRONMENT_FILEPATH` names.
+//! Sovereign clouds (national clouds): the endpoints of Azure's public, US government and China clouds by name, and of a custom
+//! cloud (Azure Stack) by the file that `AZURE_ENVIRONMENT_FILEPATH` names. `config.rs` calls this. [`is_authority`] guards which
+//! addresses a credential may be sent to.
 
 use std::path::Path;
 
@@ -9,10 +11,10 @@ use crate::endpoints::{Endpoints, IMDS};
 
 /// The variable that names the file of a custom cloud.
 pub const ENVIRONMENT_FILE: &str = "AZURE_ENVIRONMENT_FILEPATH";
-/// The name by which a configuration asks for the custom cloud of that file.
+/// The cloud name in a configuration that stands for the custom cloud of that file.
 const CUSTOM: &str = "AzureStackCloud";
 
-/// Why the endpoints of a cloud are not known.
+/// Why there are no endpoints of a cloud.
 #[derive(Debug, thiserror::Error)]
 pub enum CloudError {
     /// No cloud has this name.
@@ -69,7 +71,7 @@ pub fn endpoints(name: &str, file: Option<&Path>) -> Result<Endpoints, CloudErro
     }
 }
 
-/// The hosts at which Azure's clouds give tokens, older names included.
+/// The hosts of Entra in the public, the sovereign and the closed German cloud, with their older names.
 const AUTHORITIES: [&str; 6] = [
     "login.microsoftonline.com",
     "login.windows.net",

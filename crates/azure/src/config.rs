@@ -1,4 +1,5 @@
-//! The cloud provider's configuration: `azure.json`, or the environment variables in its place.
+//! Cloud configuration: `azure.json` of the cloud provider, or environment variables in its place, Azure Workload Identity's
+//! included. The controller reads it at its start and whenever the file changes; no error quotes a secret of it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::certificate::Certificate;
 use crate::clouds::{self, CloudError};
 use crate::endpoints::Endpoints;
 
-/// Larger files are refused.
+/// The largest file in bytes that is read, of `azure.json`, tokens and certificates; real ones have a few KiB.
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Why the configuration cannot be used.
@@ -52,7 +53,7 @@ pub enum ConfigError {
     },
 }
 
-/// Who the controller is towards Azure Resource Manager.
+/// The credential with which the controller calls Azure Resource Manager.
 #[derive(Clone)]
 pub enum Credential {
     /// The node's managed identity: the system-assigned one, or the user-assigned one with this client id.
@@ -117,12 +118,12 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The configuration: where Azure is, and who asks.
+/// The configuration: endpoints and credential.
 #[derive(Debug, Clone)]
 pub struct CloudConfig {
-    /// Where Azure is.
+    /// The endpoints of the cloud.
     pub endpoints: Endpoints,
-    /// Who asks.
+    /// The controller's credential.
     pub credential: Credential,
 }
 
@@ -144,7 +145,7 @@ struct AzureJson {
     aad_federated_token_file: String,
 }
 
-/// Both `true` and `"true"` are found in the wild.
+/// Real files have both `true` and `"true"`.
 fn loose_bool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -168,9 +169,9 @@ impl CloudConfig {
             path: path.display().to_string(),
             reason,
         };
-        let text = bounded(path).map_err(unreadable)?;
+        let text = read_file(path).map_err(unreadable)?;
         let json = serde_json::from_slice(&text).map_err(|error| {
-            // serde's own text may quote a secret.
+            // The text of serde may quote a secret.
             unreadable(format!(
                 "not the expected JSON (line {}, column {})",
                 error.line(),
@@ -228,7 +229,7 @@ impl CloudConfig {
 }
 
 impl AzureJson {
-    /// Managed identity comes before federation, that before a secret, and that before a certificate.
+    /// The first of these that is configured: managed identity, federation, client secret, certificate.
     fn credential(self) -> Result<Credential, ConfigError> {
         let own = self.user_assigned_identity_id.trim();
         if self.use_managed_identity_extension {
@@ -266,7 +267,7 @@ impl AzureJson {
             path: certificate.clone(),
             cause,
         };
-        let file = bounded(Path::new(certificate)).map_err(unusable)?;
+        let file = read_file(Path::new(certificate)).map_err(unusable)?;
         let certificate = Certificate::read(&file, &self.aad_client_cert_password)
             .map_err(|error| unusable(error.to_string()))?;
         Ok(Credential::Certificate {
@@ -282,7 +283,7 @@ fn client_id(field: &'static str, text: &str) -> Result<ClientId, ConfigError> {
 }
 
 /// A file's content, wiped when dropped.
-pub(crate) fn bounded(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(crate) fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let size = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if size.len() > MAX_FILE {
         return Err("larger than 1 MiB".to_owned());

@@ -1,8 +1,8 @@
-//! Where Azure is, as a value.
+//! Endpoints of one cloud, as a value. `clouds.rs` makes it, and each client takes its part.
 
 use reqwest::Url;
 
-/// Where the metadata service is on every node.
+/// The address of the metadata service, the same on every node.
 pub const IMDS: &str = "http://169.254.169.254";
 
 /// The three services that podid talks to.
@@ -14,7 +14,7 @@ pub struct Endpoints {
     pub authority: Url,
     /// Azure Resource Manager.
     pub arm: Url,
-    /// The resource that a token for Azure Resource Manager is asked for; compared to the slash by its checker.
+    /// The resource that a token for Azure Resource Manager is asked for; ARM compares it byte for byte, the final slash included.
     pub arm_audience: String,
 }
 

@@ -1,4 +1,5 @@
-//! Entra's token endpoint: tokens of service principals.
+//! Entra token endpoint: tokens of service principals, by the OAuth 2.0 client credentials grant with a client secret, a
+//! certificate or a federated token. The node agent calls it for AzureIdentities, the controller for its own token.
 
 use std::time::Duration;
 
@@ -11,23 +12,23 @@ use crate::endpoints::join;
 use crate::error::{Error, ErrorKind, Service};
 use crate::token::Token;
 
-/// A signed token in place of a secret (RFC 7523).
-const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-/// Larger answers are refused.
+/// The type of a client assertion: a signed JWT in place of a secret (RFC 7523).
+const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+/// The largest answer in bytes; tokens have a few KiB.
 const MAX_ANSWER: usize = 256 * 1024;
 
-/// What a service principal proves itself with.
+/// The credential of a service principal.
 #[derive(Clone, Copy)]
 pub enum Credential<'a> {
     /// A client secret.
     Secret(&'a str),
     /// A certificate, by an assertion that its key signs.
     Certificate(&'a Certificate),
-    /// A token of an issuer that Entra is told to trust for the client.
+    /// A token of another issuer, which the application trusts (workload identity federation).
     Federated(&'a str),
 }
 
-/// A token endpoint.
+/// A client of one authority.
 #[derive(Clone)]
 pub struct Entra {
     client: reqwest::Client,
@@ -35,7 +36,7 @@ pub struct Entra {
 }
 
 impl Entra {
-    /// A client for `authority`. A token is asked for at most `deadline` long.
+    /// A client of `authority`. One token request may take as long as `deadline`.
     ///
     /// # Errors
     /// The system's TLS cannot be set up.
@@ -43,7 +44,7 @@ impl Entra {
         Self::with_user_agent(authority, deadline, None)
     }
 
-    /// As [`Entra::new`], with more to say in the User-Agent.
+    /// As [`Entra::new`], with `agent` added to the User-Agent.
     ///
     /// # Errors
     /// The system's TLS cannot be set up, or `agent` is no header value.
@@ -58,7 +59,7 @@ impl Entra {
         })
     }
 
-    /// Where tokens are asked for unless an identity says otherwise.
+    /// The authority of identities that name none.
     pub fn authority(&self) -> &Url {
         &self.authority
     }
@@ -66,7 +67,7 @@ impl Entra {
     /// A token for `resource`, by client credentials. `authority` replaces this client's own, for identities that name one.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidCredential`] when Entra refuses the client or its proof, or the certificate cannot be used now; else
+    /// [`ErrorKind::InvalidCredential`] when Entra refuses the client or its credential, or the certificate cannot be used now; else
     /// as [`ErrorKind`] says.
     pub async fn client_credentials(
         &self,
@@ -77,7 +78,7 @@ impl Entra {
         authority: Option<&Url>,
     ) -> Result<Token, Error> {
         let authority = authority.unwrap_or(&self.authority);
-        // The v1 endpoint takes a resource as it is; v2, which federation needs, wants it turned into a scope.
+        // The v1 endpoint takes any resource as it is; federation needs v2, which takes a scope.
         let federated = matches!(credential, Credential::Federated(_));
         let path: &[&str] = match federated {
             true => &[tenant, "oauth2", "v2.0", "token"],
@@ -104,11 +105,11 @@ impl Entra {
                         let text = format!("the certificate cannot be used: {error}");
                         Error::new(Service::Entra, ErrorKind::InvalidCredential, text)
                     })?;
-                form.push(("client_assertion_type", ASSERTION));
+                form.push(("client_assertion_type", ASSERTION_TYPE));
                 form.push(("client_assertion", &assertion));
             }
             Credential::Federated(token) => {
-                form.push(("client_assertion_type", ASSERTION));
+                form.push(("client_assertion_type", ASSERTION_TYPE));
                 form.push(("client_assertion", token));
             }
         }
@@ -116,12 +117,12 @@ impl Entra {
         let answer = request
             .send()
             .await
-            .map_err(|error| lost(Service::Entra, &error))?;
+            .map_err(|error| transport_error(Service::Entra, &error))?;
         let status = answer.status();
         let headers = answer.headers().clone();
-        let body = bounded(Service::Entra, answer, MAX_ANSWER).await?;
+        let body = read_body(Service::Entra, answer, MAX_ANSWER).await?;
         if status.is_success() {
-            Token::read(Service::Entra, &body, resource, Timestamp::now())
+            Token::parse(Service::Entra, &body, resource, Timestamp::now())
         } else {
             Err(Error::from_answer(
                 Service::Entra,
@@ -150,8 +151,8 @@ pub(crate) fn client(
         .map_err(|error| Error::new(service, ErrorKind::Unavailable, error))
 }
 
-/// A request that got no answer. The URL is left out: it may be signed.
-pub(crate) fn lost(service: Service, error: &reqwest::Error) -> Error {
+/// The error of a request without an answer. It leaves out the URL, which may carry a signature.
+pub(crate) fn transport_error(service: Service, error: &reqwest::Error) -> Error {
     let kind = if error.is_timeout() {
         ErrorKind::Timeout
     } else {
@@ -169,8 +170,8 @@ pub(crate) fn lost(service: Service, error: &reqwest::Error) -> Error {
     Error::new(service, kind, text)
 }
 
-/// The body of an answer, refused beyond `max` bytes.
-pub(crate) async fn bounded(
+/// The body of an answer, of at most `max` bytes.
+pub(crate) async fn read_body(
     service: Service,
     mut answer: reqwest::Response,
     max: usize,
@@ -179,7 +180,7 @@ pub(crate) async fn bounded(
     while let Some(chunk) = answer
         .chunk()
         .await
-        .map_err(|error| lost(service, &error))?
+        .map_err(|error| transport_error(service, &error))?
     {
         if body.len() + chunk.len() > max {
             return Err(Error::new(

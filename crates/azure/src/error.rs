@@ -1,4 +1,5 @@
-//! One taxonomy for what Azure answers: whose fault it is, and whether to ask again.
+//! Error taxonomy of Azure's answers: one [`ErrorKind`] for IMDS, Entra and ARM alike, which says whose fault it is and whether to
+//! retry. All clients of this crate give it; callers match on the kind, and operators read the text with its next step.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,9 +9,9 @@ use jiff::Timestamp;
 use podid_policy::ids::ResourceId;
 use serde_json::Value;
 
-/// Longer texts from Azure are cut.
+/// The longest text of Azure in an error, in characters; the rest is cut.
 const MAX_MESSAGE: usize = 600;
-/// A server that asks for more patience than this is asked again after this long.
+/// The longest wait that a server may ask for by `Retry-After`: an hour, so that a mistake of it does not stop podid for days.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Who answered.
@@ -105,7 +106,7 @@ impl ErrorKind {
     }
 }
 
-/// What Azure answered instead of what was asked for.
+/// An error of one of the three services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     service: Service,
@@ -177,24 +178,24 @@ impl Error {
         self.retry_after
     }
 
-    /// The identities that the answer blames, where it names them.
+    /// The identities that the answer names as the cause.
     pub fn identities(&self) -> &[ResourceId] {
         &self.identities
     }
 
-    /// Whether Azure had begun with what it then failed to finish, so that it may be done in part.
+    /// Whether Azure had accepted the change and failed later, so that it may be done in part.
     pub fn may_be_partial(&self) -> bool {
         self.accepted
     }
 
-    pub(crate) fn begun(self) -> Self {
+    pub(crate) fn after_acceptance(self) -> Self {
         Self {
             accepted: true,
             ..self
         }
     }
 
-    /// Whether the same request may succeed later without anyone's doing.
+    /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         matches!(
             self.kind,
@@ -225,7 +226,9 @@ impl Error {
             Service::Entra => entra_kind(status, code.unwrap_or_default(), &message),
         };
         let identities = match kind {
-            ErrorKind::IdentityNotFound | ErrorKind::IdentityForbidden => blamed(&message),
+            ErrorKind::IdentityNotFound | ErrorKind::IdentityForbidden => {
+                quoted_identities(&message)
+            }
             _ => Vec::new(),
         };
         let message = if message.is_empty() {
@@ -254,7 +257,7 @@ impl Error {
             ErrorKind::BadRequest if code.contains("Preempted") => ErrorKind::Conflict,
             kind => kind,
         };
-        let identities = blamed(&message);
+        let identities = quoted_identities(&message);
         Self {
             code: Some(clip(&code)),
             identities,
@@ -310,7 +313,7 @@ fn imds_kind(status: u16, message: &str) -> ErrorKind {
             ErrorKind::IdentityNotFound
         }
         429 => ErrorKind::Throttled,
-        // Says the metadata service's own documentation: retry 404, 410 and 5xx.
+        // The documentation of the metadata service says to retry 404, 410 and 5xx.
         404 | 410 | 500.. => ErrorKind::Unavailable,
         401 | 403 => ErrorKind::Forbidden,
         _ => ErrorKind::BadRequest,
@@ -327,8 +330,8 @@ fn entra_kind(status: u16, code: &str, message: &str) -> ErrorKind {
     }
 }
 
-/// The identities that a message quotes, alone or as a list in one pair of quotes.
-fn blamed(message: &str) -> Vec<ResourceId> {
+/// The resource ids that a message quotes, alone or as a list in one pair of quotes.
+fn quoted_identities(message: &str) -> Vec<ResourceId> {
     let mut ids: Vec<ResourceId> = message
         .split(['\'', '"', ',', '\\'])
         .filter_map(|part| ResourceId::parse(part.trim()).ok())
@@ -352,7 +355,7 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// One line, bounded: Entra's texts carry trace ids on further lines.
+/// The first line, shortened: further lines of Entra are trace ids.
 fn clip(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     line.chars()

@@ -1,4 +1,4 @@
-//! A server that gives prepared answers and remembers what it was asked.
+//! Fake HTTP server for unit tests: gives prepared answers and records the requests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

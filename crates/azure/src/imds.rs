@@ -1,4 +1,6 @@
-//! The node's metadata service: tokens of the identities that are attached to the node.
+//! IMDS client: the node's metadata service, which gives tokens of the identities that are attached to the node. The node agent
+//! fetches pods' tokens here and forwards requests of exempted pods; the controller fetches its own token. Requests never go
+//! through a proxy, and carry a socket mark by which podid's interception rules let them pass.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,16 +23,16 @@ use crate::endpoints::join;
 use crate::error::{Error, ErrorKind, Service};
 use crate::token::Token;
 
-/// The version of the protocol that podid speaks.
+/// The version of the IMDS token API.
 const API_VERSION: &str = "2018-02-01";
-/// Larger answers are refused.
+/// The largest answer in bytes; tokens have a few KiB.
 const MAX_ANSWER: usize = 256 * 1024;
-/// A node-local service that takes longer to accept a connection is down.
-const CONNECT: Duration = Duration::from_secs(2);
-/// The first wait between attempts; doubled each time.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// A connection must be accepted within two seconds: the service is on the node's own host.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The wait before the second attempt; it doubles with each further one.
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Whose token is asked for.
+/// The identity of a token request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// The node's system-assigned identity.
@@ -41,7 +43,7 @@ pub enum Identity {
     Resource(ResourceId),
 }
 
-/// The metadata service at one address.
+/// A client of the metadata service.
 #[derive(Clone)]
 pub struct Imds {
     client: Client<Connector, Full<Bytes>>,
@@ -50,8 +52,8 @@ pub struct Imds {
 }
 
 impl Imds {
-    /// A client for the service at `base`. Its sockets carry the mark (`SO_MARK`, needs CAP_NET_ADMIN), by which interception
-    /// rules tell podid's own requests from others'. A token is asked for at most `deadline` long, retries included.
+    /// A client of the service at `base`. Its sockets carry `mark` (`SO_MARK`, needs CAP_NET_ADMIN), by which interception rules
+    /// tell podid's own requests from those of pods. Fetching a token may take as long as `deadline`, retries included.
     pub fn new(base: &Url, mark: Option<u32>, deadline: Duration) -> Self {
         Self {
             client: Client::builder(TokioExecutor::new())
@@ -68,13 +70,13 @@ impl Imds {
     /// [`ErrorKind::IdentityNotFound`] when the identity is not attached to this node; else as [`ErrorKind`] says.
     pub async fn token(&self, identity: &Identity, resource: &str) -> Result<Token, Error> {
         let until = Instant::now() + self.deadline;
-        let mut wait = FIRST_RETRY;
+        let mut wait = FIRST_RETRY_DELAY;
         loop {
             let attempt = timeout_at(until, self.attempt(identity, resource));
             let error = match attempt.await {
                 Ok(Ok(token)) => return Ok(token),
                 Ok(Err(error)) => error,
-                Err(_) => return Err(self.late()),
+                Err(_) => return Err(self.timed_out()),
             };
             let pause = error.retry_after().unwrap_or(wait);
             if !error.is_transient() || Instant::now() + pause >= until {
@@ -108,7 +110,7 @@ impl Imds {
         let answer = self.send(request).await?;
         let (parts, body) = answer.into_parts();
         if parts.status.is_success() {
-            Token::read(Service::Imds, &body, resource, Timestamp::now())
+            Token::parse(Service::Imds, &body, resource, Timestamp::now())
         } else {
             let status = parts.status.as_u16();
             Err(Error::from_answer(
@@ -120,10 +122,10 @@ impl Imds {
         }
     }
 
-    /// Passes a request on as it is, once; only its address is set. The answer is bounded.
+    /// Forwards a request once, with nothing but its address changed.
     ///
     /// # Errors
-    /// No answer, or one that is too long.
+    /// [`ErrorKind::Timeout`] or [`ErrorKind::Unavailable`] without an answer, or with one that is too large.
     pub async fn forward(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, Error> {
         let path = request
             .uri()
@@ -133,12 +135,12 @@ impl Imds {
         *request.uri_mut() = address.parse().map_err(|error: http::uri::InvalidUri| {
             Error::new(Service::Imds, ErrorKind::BadRequest, error)
         })?;
-        // The service's own name goes with the address; hyper writes it.
+        // hyper writes the Host header of the new address.
         request.headers_mut().remove(http::header::HOST);
         let send = self.send(request.map(Full::new));
         timeout(self.deadline, send)
             .await
-            .map_err(|_| self.late())?
+            .map_err(|_| self.timed_out())?
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Error> {
@@ -157,13 +159,13 @@ impl Imds {
         Ok(Response::from_parts(parts, body.to_bytes()))
     }
 
-    fn late(&self) -> Error {
+    fn timed_out(&self) -> Error {
         let message = format!("nothing within {} s", self.deadline.as_secs_f32());
         Error::new(Service::Imds, ErrorKind::Timeout, message)
     }
 }
 
-/// Connects to the address in the URI, never through a proxy and never by name.
+/// Connects to the IP address in the URI, never through a proxy and never by a name.
 #[derive(Clone)]
 struct Connector {
     mark: Option<u32>,
@@ -187,7 +189,7 @@ impl Connector {
         if let Some(mark) = self.mark {
             socket2::SockRef::from(&socket).set_mark(mark)?;
         }
-        let stream = timeout(CONNECT, socket.connect(address))
+        let stream = timeout(CONNECT_TIMEOUT, socket.connect(address))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         stream.set_nodelay(true)?;

@@ -1,6 +1,16 @@
-//! Everything said to Azure: the metadata service (IMDS), Entra's token endpoint, and Azure Resource Manager.
+//! Azure clients of podid: the node's metadata service (IMDS), Entra's token endpoint, and Azure Resource Manager (ARM). The node
+//! agent gets tokens of the first two; the controller attaches identities by the third. Nothing here knows Kubernetes.
 //!
-//! Where they are is a value ([`endpoints::Endpoints`]), so that a simulator is one more place.
+//! | to do this | look here |
+//! | --- | --- |
+//! | know a cloud's endpoints: public, sovereign (national) or custom | [`clouds`], [`endpoints::Endpoints`] |
+//! | read `azure.json` or the environment | [`config::CloudConfig`] |
+//! | get a token of a managed identity | [`imds::Imds`] |
+//! | get a token of a service principal | [`entra::Entra`], with a [`certificate::Certificate`] or a client secret |
+//! | attach and detach identities | [`arm::Arm`] |
+//! | decide by an error whether to retry | [`Error`], [`ErrorKind`] |
+//!
+//! Each client is given its endpoint as a value, so that tests and the simulator need no other code.
 
 pub mod arm;
 pub mod certificate;

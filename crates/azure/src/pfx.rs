@@ -1,15 +1,17 @@
-//! How much work a PFX demands before it can be told whether its password is right (RFC 7292, RFC 8018).
+//! PFX key derivation cost: reads from the DER of a PFX (PKCS#12, RFC 7292) how many rounds of PBKDF2 (RFC 8018) opening it takes.
+//! `certificate.rs` asks this first, so that a hostile file does not keep a core of the node busy.
 
-/// Tools write some thousands; password managers up to a million.
+/// The most rounds that are accepted: tools write some thousands, password managers up to a million.
 pub(crate) const MAX_ROUNDS: u64 = 2_000_000;
-/// A PFX nests less deeply.
+/// The deepest nesting that is read; a PFX has less.
 const MAX_DEPTH: usize = 24;
 
+// Tags of DER.
 const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
 const CONSTRUCTED: u8 = 0x20;
 
-/// The greatest number of rounds that any key derivation in it demands: the integer that follows a salt. `None` when it is not DER.
+/// The most rounds that any key derivation in the file takes: the integer after a salt. `None` when the file is not DER.
 pub(crate) fn rounds(file: &[u8]) -> Option<u64> {
     let (tag, content, rest) = element(file)?;
     (tag & CONSTRUCTED != 0 && rest.is_empty()).then(|| greatest(content, 0))

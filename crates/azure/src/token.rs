@@ -1,4 +1,5 @@
-//! A token that cannot be printed and is wiped when dropped.
+//! Access token: a value that is never printed and is wiped from memory when dropped, and the parser of token responses. `imds.rs`
+//! and `entra.rs` make it; only a response to its owner reads the secret.
 
 use std::fmt;
 
@@ -9,25 +10,25 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, Service};
 
-/// Longer tokens are refused.
+/// The longest token in bytes; HTTP servers refuse headers far shorter.
 const MAX_TOKEN: usize = 64 * 1024;
 
-/// An access token and what its issuer says about it.
+/// An access token with the fields of its token response.
 pub struct Token {
     secret: Zeroizing<String>,
-    /// How it is presented; `Bearer`.
+    /// The authentication scheme of its use: `Bearer`.
     pub token_type: String,
-    /// What it is for, as asked.
+    /// The audience, as it was requested.
     pub resource: String,
-    /// Whose it is, when the issuer says so.
+    /// The client id of its identity, when the issuer says so.
     pub client_id: Option<String>,
-    /// When it ceases to be valid.
+    /// The time at which it expires.
     pub expires_on: Timestamp,
     /// From when it is valid.
     pub not_before: Timestamp,
-    /// When the issuer would like it to be renewed.
+    /// The time at which the issuer asks for a refresh.
     pub refresh_on: Option<Timestamp>,
-    /// Tokens of the same application by its other tenants, of which the answer tells too.
+    /// Tokens of the same application in its auxiliary tenants, which the response to a pod lists as well.
     pub auxiliary: Vec<Token>,
 }
 
@@ -67,21 +68,21 @@ impl Token {
         }
     }
 
-    /// The token itself: for the answer to its owner and for nothing else.
+    /// The secret itself, for the response to its owner and nothing else.
     pub fn secret(&self) -> &str {
         &self.secret
     }
 
-    /// How much longer it and those with it are valid at `now`; zero when one is not.
+    /// For how long it and its auxiliary tokens are valid from `now`; zero when one has expired.
     pub fn remaining(&self, now: Timestamp) -> std::time::Duration {
         let own = std::time::Duration::try_from(self.expires_on.duration_since(now));
         let others = self.auxiliary.iter().map(|token| token.remaining(now));
         others.fold(own.unwrap_or_default(), std::time::Duration::min)
     }
 
-    /// Reads a token answer of the metadata service (numbers as strings) or of Entra (either). The answer is about `resource`
-    /// unless it says otherwise.
-    pub(crate) fn read(
+    /// Parses a token response of the metadata service (numbers as strings) or of Entra (either). The resource is `resource` unless
+    /// the response says otherwise.
+    pub(crate) fn parse(
         service: Service,
         body: &[u8],
         resource: &str,
@@ -131,7 +132,7 @@ mod tests {
 
     fn read(body: &str) -> Result<Token, Error> {
         let now = Timestamp::from_second(1_000).unwrap();
-        Token::read(Service::Imds, body.as_bytes(), "https://r/", now)
+        Token::parse(Service::Imds, body.as_bytes(), "https://r/", now)
     }
 
     #[test]

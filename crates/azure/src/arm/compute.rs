@@ -1,4 +1,5 @@
-//! The `identity` of virtual machines and scale sets.
+//! ARM compute API: reads and patches the `identity` of a virtual machine or scale set. The controller's hosts call it. Each PATCH
+//! is conditional on the ETag that was read (`If-Match`), so that a change by somebody else is never undone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,18 +15,18 @@ use crate::error::Error;
 #[cfg(doc)]
 use crate::error::ErrorKind;
 
-/// Since this version writes may be made conditional on an ETag.
+/// The first version with conditional writes by an ETag.
 const API_VERSION: &str = "2024-11-01";
-/// Azure refuses more entries, removals included, in one request.
+/// The most identities in one PATCH, removals included; Azure refuses more.
 const MAX_ENTRIES: usize = 150;
 
-/// Which identities a host has.
+/// The identities of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostIdentity {
     /// Whether it has a system-assigned identity.
     pub system: bool,
-    /// Its user-assigned identities, spelt as Azure spells them, with their client ids where Azure tells them: not while the
-    /// host changes, and never of a flexible scale set.
+    /// Its user-assigned identities in Azure's spelling, with their client ids where Azure shows them: not while the host is being
+    /// changed, and never for a flexible scale set.
     pub user: BTreeMap<ResourceId, Option<ClientId>>,
     /// The version of the host that was read.
     pub etag: Option<String>,
@@ -51,13 +52,15 @@ impl Arm {
         Ok(read(&answer.body))
     }
 
-    /// Attaches and detaches identities, given what a read has just shown, and waits until it is done. More entries than Azure
-    /// takes at once are split; what was done before an error stays done. Each request holds only for the version that was read, so
-    /// that what somebody else changed since, a system-assigned identity for one, is not undone by the type that goes with it.
-    /// Gives the version after the change, where Azure tells it.
+    /// Attaches and detaches identities of a host that was just read, and waits until Azure has done it. Gives the ETag after the
+    /// change, where Azure tells it.
+    ///
+    /// A change that is too large for one PATCH is made by several; the ones before an error stay done. Each PATCH holds only for
+    /// the version that was read: it also writes the identity type, which could undo a system-assigned identity that somebody
+    /// else has added since.
     ///
     /// # Errors
-    /// [`ErrorKind::IdentityNotFound`] or [`ErrorKind::IdentityForbidden`] with the identities that spoil the request;
+    /// [`ErrorKind::IdentityNotFound`] or [`ErrorKind::IdentityForbidden`] with the identities that Azure refuses;
     /// [`ErrorKind::Conflict`] when the host changed meanwhile.
     pub async fn update(
         &self,
@@ -98,7 +101,9 @@ impl Arm {
                 )
                 .await?;
             version = answer.body["etag"].as_str().map(str::to_owned);
-            self.settle(host, &answer).await.map_err(Error::begun)?;
+            self.await_operation(host, &answer)
+                .await
+                .map_err(Error::after_acceptance)?;
         }
         Ok(version)
     }
@@ -125,7 +130,7 @@ impl Arm {
     }
 }
 
-/// The request's body. Taking the last identity away changes the type.
+/// The PATCH body. Without any identity left the type changes, too.
 fn patch(
     observed: &HostIdentity,
     left: &BTreeSet<ResourceId>,

@@ -1,4 +1,5 @@
-//! The controller's own token, kept until shortly before it expires.
+//! Token cache of the controller's own ARM token: one token, fetched anew shortly before it expires. Every request of `mod.rs`
+//! takes it from here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,14 +9,14 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use crate::config::{Credential, bounded};
+use crate::config::{Credential, read_file};
 use crate::entra::{self, Entra};
 use crate::error::{Error, ErrorKind, Service};
 use crate::imds::{Identity, Imds};
 use crate::token::Token;
 
-/// A token with less life than this is replaced before use.
-const FLOOR: Duration = Duration::from_secs(300);
+/// A token that is valid for less than five minutes is replaced before use, so that no request outlives it.
+const MIN_REMAINING: Duration = Duration::from_secs(300);
 
 pub(super) struct TokenHolder {
     credential: Credential,
@@ -36,12 +37,13 @@ impl TokenHolder {
         }
     }
 
-    /// The lock is held across the request on purpose: callers wait for one new token instead of fetching one each.
+    /// The held token, or a new one. The lock is held during the fetch (single flight), so that callers wait for one token instead
+    /// of fetching one each. While the fetch fails, the held token is used until it expires.
     pub(super) async fn get(&self) -> Result<Arc<Token>, Error> {
         let mut held = self.held.lock().await;
         if let Some(token) = held
             .as_ref()
-            .filter(|token| token.remaining(Timestamp::now()) > FLOOR)
+            .filter(|token| token.remaining(Timestamp::now()) > MIN_REMAINING)
         {
             return Ok(Arc::clone(token));
         }
@@ -60,7 +62,7 @@ impl TokenHolder {
         }
     }
 
-    /// Drops a token that was refused, unless another has taken its place.
+    /// Drops a token that ARM refused, unless a new one has replaced it.
     pub(super) async fn forget(&self, refused: &Arc<Token>) {
         let mut held = self.held.lock().await;
         if held
@@ -97,10 +99,10 @@ impl TokenHolder {
                 client_id,
                 certificate,
             } => {
-                let proof = entra::Credential::Certificate(certificate);
+                let credential = entra::Credential::Certificate(certificate);
                 let entra = &self.entra;
                 entra
-                    .client_credentials(tenant, client_id, proof, &self.audience, None)
+                    .client_credentials(tenant, client_id, credential, &self.audience, None)
                     .await
             }
             Credential::Federated {
@@ -109,19 +111,19 @@ impl TokenHolder {
                 token_file,
             } => {
                 let token = federated(token_file)?;
-                let proof = entra::Credential::Federated(&token);
+                let credential = entra::Credential::Federated(&token);
                 let entra = &self.entra;
                 entra
-                    .client_credentials(tenant, client_id, proof, &self.audience, None)
+                    .client_credentials(tenant, client_id, credential, &self.audience, None)
                     .await
             }
         }
     }
 }
 
-/// The token that the kubelet keeps in a file and renews there.
+/// The service account token, which the kubelet renews in its file.
 fn federated(path: &Path) -> Result<Zeroizing<String>, Error> {
-    let text = bounded(path).and_then(|bytes| {
+    let text = read_file(path).and_then(|bytes| {
         let text = std::str::from_utf8(&bytes).map_err(|_| "not a token".to_owned())?;
         Ok(Zeroizing::new(text.trim().to_owned()))
     });

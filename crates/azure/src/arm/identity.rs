@@ -1,4 +1,5 @@
-//! User-assigned identities themselves.
+//! ARM managed identity API: reads a user-assigned identity. The controller compares its client id with the AzureIdentity's, and so
+//! notices that an identity was deleted and made anew under its old name (drift).
 
 use http::Method;
 use podid_policy::ids::{ClientId, ResourceId};
@@ -9,11 +10,11 @@ use super::throttle::Class;
 use crate::endpoints::join;
 use crate::error::{Error, ErrorKind, Service};
 
+/// The version of the managed identity API.
 const API_VERSION: &str = "2023-01-31";
 
 impl Arm {
-    /// The client id of an identity as it is now; an identity that was made anew under its old name has another. `None` when
-    /// there is no such identity. One request.
+    /// The present client id of an identity, by one request; `None` when there is no such identity.
     ///
     /// # Errors
     /// [`ErrorKind::Forbidden`] without a role to read it (Managed Identity Operator includes that).

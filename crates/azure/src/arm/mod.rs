@@ -1,4 +1,5 @@
-//! Azure Resource Manager: which identities a virtual machine or scale set has, and changing that.
+//! Azure Resource Manager (ARM) client: reads and changes the identities of virtual machines and scale sets. The controller has one
+//! for its cloud configuration; requests wait for nothing but Azure, and each class of them is throttled apart.
 
 mod compute;
 mod credential;
@@ -17,17 +18,17 @@ pub use compute::HostIdentity;
 
 use crate::config::Credential;
 use crate::endpoints::Endpoints;
-use crate::entra::{Entra, bounded, client, lost};
+use crate::entra::{Entra, client, read_body, transport_error};
 use crate::error::{Error, ErrorKind, Service};
 use crate::imds::Imds;
 use credential::TokenHolder;
 use throttle::{Class, Throttle};
 
-/// One request, answer included, takes at most this long.
-const REQUEST: Duration = Duration::from_secs(60);
-/// A token for the controller is had within this time.
-const TOKEN: Duration = Duration::from_secs(30);
-/// Larger answers are refused: a scale set with its extensions stays far below.
+/// One request, answer included, may take a minute; ARM ends slower ones itself.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Fetching the controller's own token may take half a minute, retries included.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest answer in bytes; a scale set with its extensions stays far below.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
 /// Azure Resource Manager, as one credential sees it.
@@ -61,7 +62,7 @@ impl Arm {
         Self::sharing(Arc::default(), endpoints, credential, agent)
     }
 
-    /// A client with another configuration, which still knows what Azure asked to be spared.
+    /// A client with a new configuration that keeps the throttling state of this one.
     ///
     /// # Errors
     /// The system's TLS cannot be set up.
@@ -82,19 +83,19 @@ impl Arm {
     ) -> Result<Self, Error> {
         let token = TokenHolder::new(
             credential,
-            Imds::new(&endpoints.imds, None, TOKEN),
-            Entra::with_user_agent(&endpoints.authority, TOKEN, agent)?,
+            Imds::new(&endpoints.imds, None, TOKEN_TIMEOUT),
+            Entra::with_user_agent(&endpoints.authority, TOKEN_TIMEOUT, agent)?,
             endpoints.arm_audience.clone(),
         );
         Ok(Self(Arc::new(Inner {
-            client: client(Service::Arm, REQUEST, agent)?,
+            client: client(Service::Arm, REQUEST_TIMEOUT, agent)?,
             base: endpoints.arm.clone(),
             token,
             throttle,
         })))
     }
 
-    /// One request under the subscription's throttle, with a fresh token when the first is refused.
+    /// One request, unless the subscription is throttled; repeated once with a new token when ARM refuses the first one (401).
     async fn call(
         &self,
         subscription: &str,
@@ -122,9 +123,9 @@ impl Arm {
             let answer = request
                 .send()
                 .await
-                .map_err(|error| lost(Service::Arm, &error))?;
+                .map_err(|error| transport_error(Service::Arm, &error))?;
             let (status, headers) = (answer.status(), answer.headers().clone());
-            let body = bounded(Service::Arm, answer, MAX_ANSWER).await?;
+            let body = read_body(Service::Arm, answer, MAX_ANSWER).await?;
             if status.as_u16() == 401 && !refused {
                 refused = true;
                 self.0.token.forget(&token).await;
@@ -132,7 +133,7 @@ impl Arm {
             }
             if !status.is_success() {
                 let error = Error::from_answer(Service::Arm, status.as_u16(), &headers, &body);
-                return Err(self.0.throttle.learn(subscription, class, error));
+                return Err(self.0.throttle.note(subscription, class, error));
             }
             let body = match body.as_slice() {
                 [] => Value::Null,

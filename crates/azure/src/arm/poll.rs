@@ -1,4 +1,11 @@
-//! Long-running operations: followed to their end, at the pace that Azure asks for.
+//! Long-running operations of ARM: polls an operation until it ends, as often as Azure asks by `Retry-After`. `compute.rs` waits
+//! here after each PATCH.
+//!
+//! ```text
+//!  202 with Azure-AsyncOperation or Location ──► wait ──► GET it ──► Succeeded | Failed | Canceled
+//!                                                 ▲         │
+//!                                                 └─────────┘ still running, or a transient error
+//! ```
 
 use std::time::Duration;
 
@@ -12,33 +19,43 @@ use super::throttle::Class;
 use super::{Answered, Arm};
 use crate::error::{Error, ErrorKind, Service, retry_after};
 
-/// An operation that takes longer is left alone; what it did shows when the host is read again.
-const DEADLINE: Duration = Duration::from_secs(15 * 60);
-/// The pace while Azure asks for none: quick at first, since most operations end within seconds, then such that the limit of
-/// 15 reads a minute holds.
-const PACE: [Duration; 4] = [
+/// An operation is polled for 15 minutes at most; what a longer one did shows when the host is read again.
+const MAX_OPERATION_TIME: Duration = Duration::from_secs(15 * 60);
+/// The first waits between polls where Azure asks for none: short, since most operations end within seconds.
+const FIRST_POLL_DELAYS: [Duration; 4] = [
     Duration::from_millis(250),
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(4),
 ];
-const SLOW: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(60);
+/// The wait after those: 12 polls a minute, where Azure allows 15.
+const POLL_DELAY: Duration = Duration::from_secs(5);
+/// The longest wait, whatever Azure asks for, so that the end of an operation shows within a minute.
+const MAX_POLL_DELAY: Duration = Duration::from_secs(60);
 
 impl Arm {
-    /// Waits for the end of the operation that `started` announces; at once when it announces none.
-    pub(super) async fn settle(&self, host: &HostKey, started: &Answered) -> Result<(), Error> {
+    /// Waits until the operation that the answer `started` announces has ended; it announces none when the change is already made.
+    pub(super) async fn await_operation(
+        &self,
+        host: &HostKey,
+        started: &Answered,
+    ) -> Result<(), Error> {
         let Some(url) = self.operation(&started.headers)? else {
             return match provisioning(&started.body) {
                 Some("Failed" | "Canceled") => Err(Error::from_operation("Failed", &Value::Null)),
                 _ => Ok(()),
             };
         };
-        let until = Instant::now() + DEADLINE;
-        let mut pace = PACE.into_iter().chain(std::iter::repeat(SLOW));
+        let until = Instant::now() + MAX_OPERATION_TIME;
+        let mut delays = FIRST_POLL_DELAYS
+            .into_iter()
+            .chain(std::iter::repeat(POLL_DELAY));
         let mut asked = retry_after(&started.headers);
         loop {
-            let wait = asked.or_else(|| pace.next()).unwrap_or(SLOW).min(LONGEST);
+            let wait = asked
+                .or_else(|| delays.next())
+                .unwrap_or(POLL_DELAY)
+                .min(MAX_POLL_DELAY);
             if Instant::now() + wait > until {
                 return Err(Error::new(
                     Service::Arm,
@@ -63,8 +80,10 @@ impl Arm {
                     }
                     retry_after(&answer.headers)
                 }
-                Err(error) if error.is_transient() => Some(error.retry_after().unwrap_or(SLOW)),
-                // Azure forgets operations; what this one did shows when the host is read again.
+                Err(error) if error.is_transient() => {
+                    Some(error.retry_after().unwrap_or(POLL_DELAY))
+                }
+                // Azure deletes old operations; what this one did shows when the host is read again.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let text = "Azure has forgotten the operation";
                     return Err(Error::new(Service::Arm, ErrorKind::Conflict, text));
@@ -74,7 +93,7 @@ impl Arm {
         }
     }
 
-    /// Where the operation's state is. It must be the same server, since the request carries a token.
+    /// The URL of the operation's state. It must be on ARM's own server, since the request to it carries a token.
     fn operation(&self, headers: &HeaderMap) -> Result<Option<Url>, Error> {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let Some(text) = header("azure-asyncoperation").or_else(|| header("location")) else {
@@ -91,7 +110,7 @@ impl Arm {
     }
 }
 
-/// An operation's state is in `status`; a `Location` answers 202 until the end.
+/// An `Azure-AsyncOperation` has its state in `status`; a `Location` answers 202 until the end.
 fn ended(answer: &Answered) -> Result<bool, Error> {
     let Some(status) = answer.body.get("status").and_then(Value::as_str) else {
         return Ok(answer.status != 202);

@@ -15,6 +15,7 @@
 pub mod apiserver;
 pub mod certs;
 pub mod cgroup;
+pub mod cluster;
 pub mod container;
 pub mod gate;
 pub mod net;

@@ -31,7 +31,9 @@ impl Kubernetes {
         let given = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
         let assets = match &given {
             Some(folder) => folder.clone(),
-            None => built()?,
+            None => kubernetes().context(
+                "or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd",
+            )?,
         };
         let etcd = given
             .map(|folder| folder.join("etcd"))
@@ -53,6 +55,17 @@ impl Kubernetes {
         }
         Ok(found)
     }
+}
+
+/// The folder with the programs of a cluster's control plane and nodes, which `KUBEBUILDER_ASSETS` does not bring: from the cache of
+/// `tools/setup`, built when they are not there.
+///
+/// # Errors
+/// When they cannot be had, saying what to do.
+pub fn kubernetes() -> Result<PathBuf> {
+    build("tools/kube/build").context(
+        "the programs of Kubernetes are neither cached nor can they be built: run tools/setup",
+    )
 }
 
 /// The program helm: from the cache of `tools/setup`, built when it is not there.
@@ -103,10 +116,14 @@ pub fn images() -> Result<String> {
     Ok(tag.display().to_string())
 }
 
-fn built() -> Result<PathBuf> {
-    build("tools/kube/build").context(
-        "kube-apiserver is neither cached nor can it be built: run tools/setup, or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, kubectl and etcd",
-    )
+/// The tag of `localhost/podid/app`, an application with Azure's SDK for Python, in the store of [`engine`]; it is built when it is not there.
+///
+/// # Errors
+/// When it cannot be built, with the end of what was said.
+pub fn app_image() -> Result<String> {
+    let tag = build("tools/image/app/build")
+        .context("the image of an application cannot be built: run tools/setup, as root")?;
+    Ok(tag.display().to_string())
 }
 
 /// What a script of `tools` builds, or has built.

@@ -17,6 +17,8 @@ use crate::error_text::describe;
 const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The longest wait between two attempts: a node must not stay empty much longer than its API server was away.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// The wait between two looks at a node without the taint: each is a read per node at the API server.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// The effects that Kubernetes knows.
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
@@ -105,6 +107,23 @@ pub async fn remove(
     }
 }
 
+/// Takes the taint off the node whenever it is there, until shutdown: a kubelet that registers anew, because somebody has deleted its node,
+/// brings it back while the node agent lives on.
+pub async fn keep_removed(
+    client: &Client,
+    node: &str,
+    taint: &StartupTaint,
+    shutdown: &CancellationToken,
+) {
+    while !shutdown.is_cancelled() {
+        remove(client, node, taint, shutdown).await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
+    }
+}
+
 /// Whether there was a taint to remove.
 async fn try_remove(
     nodes: &Api<Node>,
@@ -188,5 +207,28 @@ mod tests {
         store.cut("nmi");
         stop.cancel();
         remove(&client, "node", &taint, &stop).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_taint_that_comes_back_is_taken_off_again() {
+        let store = Store::default();
+        let tainted = json!([{ "key": "podid", "effect": "NoSchedule" }]);
+        store.put(node(&tainted));
+        let (client, stop) = (store.client("nmi"), CancellationToken::new());
+        let taint: StartupTaint = "podid".parse().unwrap();
+        let told = stop.clone();
+        let kept = async {
+            keep_removed(&client, "node", &taint, &told).await;
+        };
+        let registers = async {
+            for _ in 0..2 {
+                tokio::time::sleep(LOOK_AGAIN * 2).await;
+                let object = store.object();
+                assert!(object["spec"]["taints"].is_null(), "{object}");
+                store.put(node(&tainted));
+            }
+            stop.cancel();
+        };
+        tokio::join!(kept, registers);
     }
 }

@@ -214,7 +214,7 @@ impl Nmi {
     }
 }
 
-/// Removes the startup taint once every condition has been true.
+/// Keeps the startup taint off the node from when every condition has been true.
 async fn remove_taint(
     client: Client,
     node: String,
@@ -228,7 +228,7 @@ async fn remove_taint(
                 return;
             }
         }
-        podid_cluster::taint::remove(&client, &node, &taint, &stop).await;
+        podid_cluster::taint::keep_removed(&client, &node, &taint, &stop).await;
     };
     tokio::select! {
         () = stop.cancelled() => {}

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use podid_sim::azure::{Azure, Config, Handle, HostKind, Role};
+use podid_sim::azure::{Azure, Config, Control, HostKind, Role};
 use podid_testkit::cluster::{FABRIC, Fabric};
 use podid_testkit::net::METADATA;
 use podid_testkit::process::{Process, command};
@@ -27,7 +27,7 @@ pub const BLOB: &str = "what the article's program reads";
 
 /// The simulated Azure, with one scale set: its first machine's metadata service is that of every node.
 pub struct Simulated {
-    pub handle: Handle,
+    pub control: Control,
     pub scale_set: String,
     /// mic's own credential.
     application: String,
@@ -52,20 +52,20 @@ impl Simulated {
                     ..Config::default()
                 });
                 let azure = azure.await.unwrap();
-                let handle = azure.handle();
-                let set = handle.create_host(HostKind::ScaleSet, GROUP, "pool");
+                let control = azure.control();
+                let set = control.create_host(HostKind::ScaleSet, GROUP, "pool");
                 let imds = SocketAddr::from((METADATA, 80));
-                handle.serve_imds(&set, Some(0), imds).await.unwrap();
-                ready.send((handle, set)).unwrap();
+                control.serve_imds(&set, Some(0), imds).await.unwrap();
+                ready.send((control, set)).unwrap();
                 azure.run(told).await.unwrap();
             });
         });
-        let (handle, scale_set) = started.recv().unwrap();
-        let (application, principal) = handle.create_application("secret");
-        let scope = format!("/subscriptions/{}", handle.subscription());
-        handle.assign_role(&principal, Role::Owner, &scope);
+        let (control, scale_set) = started.recv().unwrap();
+        let (application, principal) = control.create_application("secret");
+        let scope = format!("/subscriptions/{}", control.subscription());
+        control.assign_role(&principal, Role::Owner, &scope);
         Self {
-            handle,
+            control,
             scale_set,
             application,
             stop,
@@ -76,7 +76,7 @@ impl Simulated {
     /// What Azure puts on a node, for mic, and where a simulated one is.
     pub fn files(&self) -> Vec<(PathBuf, String)> {
         let credentials = json!({
-            "cloud": "AzureStackCloud", "tenantId": self.handle.tenant(),
+            "cloud": "AzureStackCloud", "tenantId": self.control.tenant(),
             "aadClientId": self.application, "aadClientSecret": "secret",
         });
         let places = json!({
@@ -87,15 +87,6 @@ impl Simulated {
         [("azure.json", credentials), ("akscustom.json", places)]
             .map(|(name, value)| (Path::new("/etc/kubernetes").join(name), value.to_string()))
             .to_vec()
-    }
-
-    /// How often a service was asked, so far.
-    pub fn asked(&self, service: podid_sim::azure::Service) -> usize {
-        let journal = self.handle.journal();
-        journal
-            .iter()
-            .filter(|entry| entry.service == service)
-            .count()
     }
 }
 

@@ -19,5 +19,7 @@
 
 mod article;
 mod azure;
+mod callers;
 mod namespace;
+mod starts;
 mod world;

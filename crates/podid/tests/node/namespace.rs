@@ -116,7 +116,7 @@ impl<'a> Namespace<'a> {
     /// Whether an answer has a token of the namespace's identity.
     pub fn is_own(&self, (status, body): &(u16, Value)) -> bool {
         let token = body["access_token"].as_str();
-        let claims = token.and_then(|token| self.world.azure.handle.claims(token));
+        let claims = token.and_then(|token| self.world.azure.control.claims(token));
         *status == 200 && claims.is_some_and(|claims| claims["appid"] == self.identity.client_id)
     }
 }

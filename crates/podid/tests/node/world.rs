@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
-use podid_sim::azure::{Handle, Identity};
+use podid_sim::azure::{Control, Identity};
 use podid_testkit::cluster::{Cluster, Config, Fabric, NetworkPlugin, NodeConfig, ProxyMode};
 use podid_testkit::tools;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ pub struct World {
     pub tag: String,
     pub app: String,
     /// What podid is installed with; nothing when it is not.
-    installed: Option<Vec<String>>,
+    installed: Mutex<Option<Vec<String>>>,
 }
 
 /// The world, whole: both nodes are Ready, and podid is there with its usual values. This thread enters the fabric.
@@ -36,7 +36,7 @@ pub fn world() -> MappedMutexGuard<'static, World> {
     } else {
         *slot = Some(World::build());
     }
-    let mut world = MutexGuard::map(slot, |slot| slot.as_mut().unwrap());
+    let world = MutexGuard::map(slot, |slot| slot.as_mut().unwrap());
     world.mend();
     world
 }
@@ -53,7 +53,7 @@ impl World {
             name: name.to_owned(),
             network_plugin,
             proxy_mode,
-            provider_id: Handle::provider_id(&azure.scale_set, number),
+            provider_id: Control::provider_id(&azure.scale_set, number),
             taints: json!([{ "key": TAINT, "effect": "NoSchedule" }]),
             files: azure.files(),
         };
@@ -78,12 +78,12 @@ impl World {
             storage,
             tag,
             app,
-            installed: None,
+            installed: Mutex::default(),
         }
     }
 
     /// Brings everything back to where each test begins.
-    fn mend(&mut self) {
+    fn mend(&self) {
         for node in 0..self.cluster.nodes.len() {
             if self.cluster.nodes[node].is_on() {
                 self.cluster.nodes[node].start_all().unwrap();
@@ -96,7 +96,7 @@ impl World {
             self.kubectl(&["uncordon", node]);
         }
         self.kubectl_within(&["wait", "--for=condition=Ready", "node", "--all"]);
-        if self.installed.as_ref() != Some(&self.usual()) {
+        if self.installed.lock().as_ref() != Some(&self.usual()) {
             let started = Instant::now();
             self.install(&self.usual());
             figure("helm upgrade --install --wait", started.elapsed());
@@ -119,7 +119,7 @@ impl World {
     }
 
     /// `helm upgrade --install` of this source's chart.
-    pub fn install(&mut self, values: &[String]) {
+    pub fn install(&self, values: &[String]) {
         let chart = tools::repository().join("charts/podid");
         let mut words: Vec<String> = ["upgrade", "--install", "podid"].map(str::to_owned).into();
         words.push(chart.display().to_string());
@@ -130,10 +130,10 @@ impl World {
                 .iter()
                 .flat_map(|value| ["--set".to_owned(), value.clone()]),
         );
-        self.installed = None;
+        *self.installed.lock() = None;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.helm(&words);
-        self.installed = Some(values.to_vec());
+        *self.installed.lock() = Some(values.to_vec());
     }
 
     pub fn helm(&self, words: &[&str]) -> String {
@@ -183,7 +183,7 @@ impl World {
 
     /// An identity in Azure.
     pub fn identity(&self, name: &str) -> Identity {
-        self.azure.handle.create_identity(GROUP, name)
+        self.azure.control.create_identity(GROUP, name)
     }
 
     /// Polls until something holds that no Kubernetes object tells.

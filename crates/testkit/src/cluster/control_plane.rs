@@ -126,7 +126,11 @@ impl ControlPlane {
         );
         file(&mut manager, "root-ca-file", &pki.path("ca.crt"));
         // Its default is a folder of the machine's.
-        file(&mut manager, "flex-volume-plugin-dir", &folder.join("plugins"));
+        file(
+            &mut manager,
+            "flex-volume-plugin-dir",
+            &folder.join("plugins"),
+        );
         let mut scheduler = command(None, assets.join("kube-scheduler"));
         as_user(
             &mut scheduler,

@@ -94,9 +94,9 @@ impl Cluster {
                 .collect();
             (nodes, control_plane)
         });
-        let (mut nodes, control_plane) = (fresh?, control_plane?);
+        let (nodes, control_plane) = (fresh?, control_plane?);
         std::fs::remove_file(&archive)?;
-        for node in &mut nodes {
+        for node in &nodes {
             node.start_all()?;
         }
         Ok(Self {
@@ -114,7 +114,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn power_on(&mut self, node: usize) -> Result<()> {
+    pub fn power_on(&self, node: usize) -> Result<()> {
         self.nodes[node].power_on(&self.fabric)?;
         self.nodes[node].start_all()
     }
@@ -123,7 +123,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When a process of its does not end.
-    pub fn power_off(&mut self, node: usize) -> Result<()> {
+    pub fn power_off(&self, node: usize) -> Result<()> {
         self.nodes[node].power_off(&self.fabric)
     }
 
@@ -167,7 +167,7 @@ impl Cluster {
 }
 
 /// A machine with its images. This thread enters the fabric first.
-fn boot(mut node: Node, images: &Path, fabric: &Fabric) -> Result<Node> {
+fn boot(node: Node, images: &Path, fabric: &Fabric) -> Result<Node> {
     fabric.enter()?;
     node.power_on(fabric)?;
     node.import_images(images)?;

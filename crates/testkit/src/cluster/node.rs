@@ -17,6 +17,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::control_plane::Pki;
@@ -94,8 +95,8 @@ pub struct Node {
     folder: PathBuf,
     assets: PathBuf,
     // Programs end before what holds the namespaces.
-    running: Vec<(Program, Process)>,
-    machine: Option<(Process, NodeGroups)>,
+    running: Mutex<Vec<(Program, Process)>>,
+    machine: Mutex<Option<(Process, NodeGroups)>>,
 }
 
 impl Node {
@@ -115,8 +116,8 @@ impl Node {
             number,
             cluster: cluster.to_owned(),
             assets: programs.apiserver.parent().context("a folder")?.to_owned(),
-            running: Vec::new(),
-            machine: None,
+            running: Mutex::default(),
+            machine: Mutex::default(),
         };
         for folder in [
             "etc",
@@ -186,7 +187,7 @@ impl Node {
             "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
             // Where nobody makes the folder of the default.
             "volumePluginDir": "/var/lib/kubelet/volumeplugins",
-            "resolvConf": "/etc/kubernetes/resolv.conf", "clusterDomain": "cluster.local",
+            "resolvConf": "/etc/kubernetes/resolv.conf", "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
             "providerID": self.config.provider_id, "registerWithTaints": self.config.taints,
             "nodeStatusUpdateFrequency": "5s", "syncFrequency": "10s",
             "maxPods": 120,
@@ -230,7 +231,7 @@ impl Node {
     ///
     /// # Errors
     /// When it does not come up, with what it said.
-    pub fn power_on(&mut self, fabric: &Fabric) -> Result<()> {
+    pub fn power_on(&self, fabric: &Fabric) -> Result<()> {
         let groups = NodeGroups::make(&self.cluster, self.name())?;
         let up = self.folder.join("up");
         // Not there at the first start.
@@ -261,7 +262,7 @@ impl Node {
             std::thread::sleep(Duration::from_millis(10));
         }
         fabric.plug(self.name(), self.number, holder.pid())?;
-        self.machine = Some((holder, groups));
+        *self.machine.lock() = Some((holder, groups));
         self.start(Program::Containerd)?;
         while !self
             .run(&["ctr", "--address", SOCKET, "version"])?
@@ -282,13 +283,13 @@ impl Node {
     ///
     /// # Errors
     /// When a process does not end.
-    pub fn power_off(&mut self, fabric: &Fabric) -> Result<()> {
-        let Some((mut holder, groups)) = self.machine.take() else {
+    pub fn power_off(&self, fabric: &Fabric) -> Result<()> {
+        let Some((mut holder, groups)) = self.machine.lock().take() else {
             return Ok(());
         };
         fabric.unplug(self.name());
         let ended = groups.end();
-        self.running.clear();
+        self.running.lock().clear();
         holder.kill();
         ended
     }
@@ -297,7 +298,7 @@ impl Node {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(&mut self, program: Program) -> Result<()> {
+    pub fn start(&self, program: Program) -> Result<()> {
         let name = program.name();
         let own = self.assets.join(name).display().to_string();
         let user = |user: &str| {
@@ -320,29 +321,34 @@ impl Node {
                 "--v=2".to_owned(),
             ],
         };
-        let (holder, groups) = self.machine.as_ref().context("the node is off")?;
+        let machine = self.machine.lock();
+        let (holder, groups) = machine.as_ref().context("the node is off")?;
         let mut inside = command(None, "sh");
         let group = groups.command()?;
         inside.args(&group[1..]);
         inside.args(enter(holder.pid())).args(words);
         let process = Process::spawn(inside, &self.log(name))?;
-        self.running.push((program, process));
+        self.running.lock().push((program, process));
         Ok(())
     }
 
     /// Kills a program (SIGKILL).
-    pub fn kill(&mut self, program: Program) {
-        self.running.retain(|(running, _)| *running != program);
+    pub fn kill(&self, program: Program) {
+        let mut running = self.running.lock();
+        running.retain(|(running, _)| *running != program);
     }
 
     /// Starts those programs that do not run.
     ///
     /// # Errors
     /// When the node is off, or one cannot be started.
-    pub fn start_all(&mut self) -> Result<()> {
-        self.running.retain(|(_, process)| !process.has_ended());
+    pub fn start_all(&self) -> Result<()> {
         for program in PROGRAMS {
-            if self.running.iter().all(|(running, _)| *running != program) {
+            let runs = |(running, process): &(Program, Process)| {
+                *running == program && !process.has_ended()
+            };
+            if !self.running.lock().iter().any(runs) {
+                self.kill(program);
                 self.start(program)?;
             }
         }
@@ -351,7 +357,7 @@ impl Node {
 
     /// Whether it is on.
     pub fn is_on(&self) -> bool {
-        self.machine.is_some()
+        self.machine.lock().is_some()
     }
 
     /// A command on the node, as an administrator who is logged in there.
@@ -359,7 +365,8 @@ impl Node {
     /// # Errors
     /// When the node is off.
     pub fn command(&self, words: &[&str]) -> Result<Command> {
-        let (holder, _) = self.machine.as_ref().context("the node is off")?;
+        let machine = self.machine.lock();
+        let (holder, _) = machine.as_ref().context("the node is off")?;
         let mut command = command(None, "nsenter");
         command.args(&enter(holder.pid())[1..]).args(words);
         Ok(command)
@@ -411,7 +418,7 @@ impl Node {
                 process.log()
             )
         };
-        self.running.iter().map(of).collect()
+        self.running.lock().iter().map(of).collect()
     }
 
     fn log(&self, name: &str) -> PathBuf {
@@ -426,7 +433,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some((_, groups)) = &self.machine {
+        if let Some((_, groups)) = self.machine.get_mut() {
             // The guardian tries again.
             let _ = groups.end();
         }

@@ -1,4 +1,4 @@
-//! Grant: which identity the requester gets, and that identity's token.
+//! Grant: which identity the requester gets, that identity's token, and the line about it in the audit log.
 //!
 //! `http/request.rs` calls it for a pod, `http/host_token.rs` for the node's own programs. It guards every token: pod and grant are
 //! decided anew after each wait, so that no token is given by a grant that is gone.

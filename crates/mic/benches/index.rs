@@ -1,7 +1,7 @@
-//! What the controller costs by the size of the cluster, without the API server's and Azure's share: 5,000 nodes in 100 scale
-//! sets, 2,000 identities with a binding each, and 1,000 to 100,000 pods.
+//! Benchmark of the index: what an event costs the controller by the size of the cluster, without the API server and Azure. The cluster
+//! has 5,000 nodes in 100 scale sets, 2,000 identities with a binding each, and 1,000 to 100,000 pods.
 //!
-//! `cargo bench -p podid-mic --bench index`. Each size has a process of its own, so that its memory is its own. The benchmark
+//! `cargo bench -p podid-mic --bench index`. Each size runs in a process of its own, so that its memory can be measured. The benchmark
 //! fails when an event costs much more in a big cluster than in a small one.
 
 // A benchmark is a program that prints.
@@ -25,14 +25,15 @@ const NODES: usize = 5_000;
 const SETS: usize = 100;
 const IDENTITIES: usize = 2_000;
 const NAMESPACES: usize = 100;
-/// The pods of an identity are spread over so many scale sets.
+/// The pods of an identity run on 5 scale sets.
 const SPREAD: usize = 5;
-/// How many pods the binding that is edited selects, whatever the size.
+/// The binding that is edited selects 5 pods in a cluster of any size.
 const FEW: usize = 5;
-/// Of each kind of event.
+/// Each kind of event is measured in 20 batches, of which the fastest counts.
 const BATCHES: usize = 20;
+/// A batch has 100 events.
 const BATCH: usize = 100;
-/// An event may cost so much more at the largest size than at the smallest: caches are missed more often.
+/// An event may cost three times as much at the largest size as at the smallest, because caches miss more often.
 const TOLERANCE: f64 = 3.0;
 
 /// What is measured of one size: what it is, its unit, and whether it must not grow with the size.
@@ -59,11 +60,11 @@ fn main() -> Outcome<()> {
         }
         return Ok(());
     }
-    // Test runs build and start benchmarks too; only `cargo bench` says this.
+    // Test runs start benchmarks, too; only `cargo bench` gives this argument.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return Ok(());
     }
-    let sizes = SIZES.map(apart);
+    let sizes = SIZES.map(measure_in_process);
     let [small, middle, large] = sizes;
     let (small, middle, large) = (small?, middle?, large?);
     let profile = if cfg!(debug_assertions) {
@@ -98,32 +99,32 @@ fn main() -> Outcome<()> {
 }
 
 /// Measures one size in a process of its own.
-fn apart(pods: usize) -> Outcome<Vec<f64>> {
+fn measure_in_process(pods: usize) -> Outcome<Vec<f64>> {
     let output = Command::new(std::env::current_exe()?)
         .args([format!("--pods={pods}"), "apart".to_owned()])
         .output()?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{pods} pods: {said}").into());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{pods} pods: {errors}").into());
     }
     let figures = String::from_utf8(output.stdout)?;
     Ok(figures.lines().map(str::parse).collect::<Result<_, _>>()?)
 }
 
 fn measure(pods: usize) -> Outcome<Vec<f64>> {
-    let mut machine = OfflineController::default();
-    furnish(&mut machine)?;
+    let mut controller = OfflineController::default();
+    fill(&mut controller)?;
     let (empty, before) = (memory()?, cpu()?);
     for n in 0..pods {
-        machine.pod(pod(n));
+        controller.pod(pod(n));
     }
     let listed = cpu()?;
-    let planned = machine.lead();
+    let planned = controller.lead();
     let led = cpu()?;
-    // Those of the binding that is edited count too.
+    // The pods of the binding that is edited count, too.
     let all = pods + FEW;
-    if machine.objects() != all || planned.writes < all {
-        return Err(format!("{} objects, {planned:?}", machine.objects()).into());
+    if controller.objects() != all || planned.writes < all {
+        return Err(format!("{} objects, {planned:?}", controller.objects()).into());
     }
     let grown = memory()? - empty;
     let mut figures = vec![
@@ -133,24 +134,24 @@ fn measure(pods: usize) -> Outcome<Vec<f64>> {
         grown as f64 / all as f64,
     ];
     let one = |work: Work| work.looked_at <= 4 && work.woken == 0;
-    figures.push(events(one, |n| machine.pod(another(n)))?);
-    figures.push(events(one, |n| machine.delete_pod(&another(n).key))?);
+    figures.push(events(one, |n| controller.pod(another(n)))?);
+    figures.push(events(one, |n| controller.delete_pod(&another(n).key))?);
     let none = |work| work == Work::default();
-    figures.push(events(none, |n| machine.pod(pod(n % pods)))?);
+    figures.push(events(none, |n| controller.pod(pod(n % pods)))?);
     let few = |work: Work| work.writes == FEW && work.woken == 0;
     figures.push(events(few, |n| {
-        machine.binding(edited(1 + i32::try_from(n % 2).unwrap_or_default()))
+        controller.binding(edited(1 + i32::try_from(n % 2).unwrap_or_default()))
     })?);
     let changed = |work: Work| work.changes >= 1 && work.woken <= 2;
-    figures.push(events(changed, |n| machine.pod(newcomer(n)))?);
+    figures.push(events(changed, |n| controller.pod(newcomer(n)))?);
     let before = cpu()?;
-    let work = machine.compare();
+    let work = controller.compare();
     figures.push(micros(cpu()? - before) / work.woken as f64);
     Ok(figures)
 }
 
-/// What an event costs, in microseconds: the mean of the best batch, which others that use the machine disturb least. Each must
-/// lead to no more work than `expected` allows.
+/// What an event costs, in microseconds: the mean of the fastest batch, which other processes disturb least. An event that causes more
+/// work than `expected` allows is an error.
 fn events(expected: impl Fn(Work) -> bool, mut event: impl FnMut(usize) -> Work) -> Outcome<f64> {
     let mut best = Duration::MAX;
     for batch in 0..BATCHES {
@@ -166,15 +167,15 @@ fn events(expected: impl Fn(Work) -> bool, mut event: impl FnMut(usize) -> Work)
     Ok(micros(best) / BATCH as f64)
 }
 
-fn furnish(machine: &mut OfflineController) -> Outcome<()> {
+fn fill(controller: &mut OfflineController) -> Outcome<()> {
     for n in 0..NODES {
         let (set, instance) = (n % SETS, n / SETS);
-        machine.node(&node(n), &format!("azure:///subscriptions/5d1a0000-0000-4000-8000-00000000aaaa/resourceGroups/nodes/providers/Microsoft.Compute/virtualMachineScaleSets/aks-pool{set}-31045872-vmss/virtualMachines/{instance}"));
+        controller.node(&node(n), &format!("azure:///subscriptions/5d1a0000-0000-4000-8000-00000000aaaa/resourceGroups/nodes/providers/Microsoft.Compute/virtualMachineScaleSets/aks-pool{set}-31045872-vmss/virtualMachines/{instance}"));
     }
     for n in 0..IDENTITIES {
         let namespace = namespace(n);
-        machine.identity(identity(&namespace, &format!("identity-{n}"))?);
-        machine.binding(BindingFacts {
+        controller.identity(identity(&namespace, &format!("identity-{n}"))?);
+        controller.binding(BindingFacts {
             key: ObjectKey::new(&namespace, &format!("binding-{n}")),
             identity: format!("identity-{n}").into(),
             selector: format!("app-{n}").into(),
@@ -182,10 +183,10 @@ fn furnish(machine: &mut OfflineController) -> Outcome<()> {
             service_accounts: Vec::new(),
         });
     }
-    machine.identity(identity("few", "few")?);
-    machine.binding(edited(0));
+    controller.identity(identity("few", "few")?);
+    controller.binding(edited(0));
     for n in 0..FEW {
-        machine.pod(facts("few", &format!("few-{n}"), "few", n));
+        controller.pod(facts("few", &format!("few-{n}"), "few", n));
     }
     Ok(())
 }
@@ -236,7 +237,7 @@ fn pod(n: usize) -> PodFacts {
     )
 }
 
-/// A pod whose identity is on its host already, whatever the size.
+/// A pod whose identity is on its host already in a cluster of any size.
 fn another(n: usize) -> PodFacts {
     let identity = n % SIZES[0];
     let name = format!("another-{n:06}");
@@ -266,7 +267,7 @@ fn facts(namespace: &str, name: &str, selector: &str, on: usize) -> PodFacts {
     }
 }
 
-/// The CPU time of this thread, to some milliseconds.
+/// The CPU time of this thread, exact to some milliseconds.
 fn cpu() -> Outcome<Duration> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
     let spent = text.split(' ').next().unwrap_or_default();

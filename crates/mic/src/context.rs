@@ -12,7 +12,7 @@ use podid_policy::facts::ObjectKey;
 use podid_policy::ids::HostKey;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::assigned::queue::Queue;
+use crate::assigned::queue::WorkQueue;
 use crate::config::Config;
 use crate::host::cloud::HostClient;
 use crate::host::ownership::OwnershipRecords;
@@ -30,8 +30,8 @@ pub(crate) struct Context {
     pub(crate) client: kube::Client,
     pub(crate) host_client: Arc<dyn HostClient>,
     pub(crate) index: Mutex<Index>,
-    /// The assignments whose objects must be looked at.
-    pub(crate) queue: Queue,
+    /// The assignments whose objects must be reconciled.
+    pub(crate) queue: WorkQueue,
     pub(crate) records: OwnershipRecords,
     pub(crate) metrics: Metrics,
     /// Whether this replica leads, has complete lists and has read the ownership records.
@@ -69,7 +69,7 @@ impl Context {
         let (new_hosts, hosts_without_worker) = mpsc::unbounded_channel();
         let context = Self {
             index: Mutex::new(Index::new(config.scope)),
-            queue: Queue::new(config.retry_interval),
+            queue: WorkQueue::new(config.retry_interval),
             records: OwnershipRecords::new(client.clone(), &config.namespace),
             metrics: Metrics::default(),
             ready: watch::Sender::new(false),

@@ -24,7 +24,7 @@ use crate::meta::Meta;
 /// What must be done after a step of the index.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    /// Assignments whose objects must be looked at.
+    /// Assignments whose objects must be reconciled.
     pub(crate) keys: BTreeSet<AssignmentKey>,
     /// Hosts that need a worker.
     pub(crate) hosts: Vec<Arc<HostKey>>,

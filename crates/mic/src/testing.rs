@@ -1,4 +1,4 @@
-//! Values that tests share.
+//! Test support: values and fakes that the tests of this crate share.
 
 use podid_policy::ids::{HostKey, ResourceId};
 

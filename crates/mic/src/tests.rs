@@ -41,7 +41,7 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 
-    /// kill -9: nothing is given back.
+    /// Ends like kill -9: the Lease is not released and nothing is finished.
     async fn kill(self) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
@@ -121,7 +121,7 @@ impl World {
         self.api.count("azureassignedidentities", assigned)
     }
 
-    /// Waits, in paused time, until it is so.
+    /// Waits in paused time until the condition holds.
     async fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(900);
         while !so(self) {
@@ -236,7 +236,7 @@ async fn an_identity_lingers_and_is_taken_up_again_without_a_call() {
     mic.stop().await;
 }
 
-/// By mistake, or because the machine is gone: which of both, and where the machine is, a new leader cannot know.
+/// A node's object may be deleted by mistake, or because the machine is gone. A new leader cannot know which, nor where the machine is.
 #[tokio::test(start_paused = true)]
 async fn what_pods_of_a_node_without_an_object_need_stays_also_under_the_next_leader() {
     let world = World::new();
@@ -252,7 +252,7 @@ async fn what_pods_of_a_node_without_an_object_need_stays_also_under_the_next_le
     let mic = world.start(config("mic-1")).await;
     sleep(Duration::from_secs(600)).await;
     assert_eq!(world.azure.attached(&host(1)), only(&[1]));
-    // The pod goes at last.
+    // Now the pod is deleted, too.
     world.api.delete("pods", "ns", "web");
     world
         .until("detached", |w| w.azure.attached(&host(1)).is_empty())
@@ -416,7 +416,7 @@ async fn an_edited_identity_and_a_moved_pod_are_followed() {
 async fn pods_whose_objects_would_share_a_name_do_not_disturb_each_other() {
     let world = World::new();
     world.node("n1", 1, 0);
-    // Pod "a-ns-b" of "ns" with "id1", and pod "a" of "ns" with "b-ns-id1", would both be "a-ns-b-ns-id1".
+    // The pods "a-ns-b" with "id1" and "a" with "b-ns-id1" would both have an object named "a-ns-b-ns-id1".
     world.bound(1);
     world.api.put(
         "azureidentities",

@@ -122,8 +122,8 @@ impl Start<'_> {
     ) where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
-        let (sender, health) = tokio::sync::watch::channel(WatchStatus::default());
-        self.watch_statuses.push((kind, health));
+        let (sender, status) = tokio::sync::watch::channel(WatchStatus::default());
+        self.watch_statuses.push((kind, status));
         let api: Api<Lenient<K>> = Api::all(self.context.client.clone());
         let (context, shutdown) = (self.context.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {

@@ -33,13 +33,13 @@ struct Inner {
 }
 
 /// The work queue.
-pub(crate) struct Queue {
+pub(crate) struct WorkQueue {
     inner: Mutex<Inner>,
     added: Notify,
     retry_interval: Duration,
 }
 
-impl Queue {
+impl WorkQueue {
     pub(crate) fn new(retry_interval: Duration) -> Self {
         Self {
             inner: Mutex::default(),
@@ -68,7 +68,7 @@ impl Queue {
         };
     }
 
-    /// Waits for the next key. [`Queue::done`] must be called for it.
+    /// Waits for the next key. [`WorkQueue::done`] must be called for it.
     pub(crate) async fn next(&self) -> AssignmentKey {
         loop {
             let due = {
@@ -150,7 +150,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_is_handed_out_once_at_a_time() {
-        let queue = Queue::new(Duration::from_secs(1));
+        let queue = WorkQueue::new(Duration::from_secs(1));
         queue.add([key("a"), key("a"), key("b")]);
         assert_eq!(queue.next().await, key("a"));
         queue.add([key("a")]);
@@ -164,7 +164,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failed_one_returns_later_and_later() {
-        let queue = Queue::new(Duration::from_secs(1));
+        let queue = WorkQueue::new(Duration::from_secs(1));
         queue.add([key("a")]);
         for wait in [1, 2, 4, 8] {
             let key = queue.next().await;

@@ -1,4 +1,4 @@
-//! An API server in memory, enough for this controller: list, watch, get, create, update, merge patch, delete, finalizers.
+//! A fake of the API server in memory, with as much as this controller needs: list, watch, get, create, update, merge patch, delete, finalizers.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// Plural, namespace, name.
+/// The plural of the kind, the namespace and the name.
 type Key = (String, String, String);
 
 #[derive(Default)]
@@ -49,12 +49,12 @@ impl FakeApi {
         Client::new(service, "default")
     }
 
-    /// Writes whose path holds the text fail from now on; `None` ends that.
+    /// From now on, writes fail whose path contains the text; `None` ends that.
     pub(crate) fn break_writes(&self, path: Option<&str>) {
         self.0.lock().broken = path.map(str::to_owned);
     }
 
-    /// Method and path of every write so far, leases and Events apart.
+    /// Method and path of every write so far, without those of Leases and Events.
     pub(crate) fn writes(&self) -> Vec<String> {
         self.0.lock().writes.clone()
     }
@@ -179,7 +179,7 @@ impl Store {
         let meta = &new["metadata"];
         let finalizers = meta["finalizers"].as_array().map_or(0, Vec::len);
         if !meta["deletionTimestamp"].is_null() && finalizers == 0 {
-            self.drop_now(&key);
+            self.remove(&key);
             return response(200, new);
         }
         response(200, self.set(key, "MODIFIED", new))
@@ -188,7 +188,7 @@ impl Store {
     fn set(&mut self, key: Key, kind: &str, mut object: Value) -> Value {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.tell(&key.0, kind, &object);
+        self.notify(&key.0, kind, &object);
         self.objects.insert(key, object.clone());
         object
     }
@@ -204,19 +204,19 @@ impl Store {
             object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             self.set(key.clone(), "MODIFIED", object);
         } else {
-            self.drop_now(key);
+            self.remove(key);
         }
     }
 
-    fn drop_now(&mut self, key: &Key) {
+    fn remove(&mut self, key: &Key) {
         if let Some(mut object) = self.objects.remove(key) {
             self.version += 1;
             object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-            self.tell(&key.0, "DELETED", &object);
+            self.notify(&key.0, "DELETED", &object);
         }
     }
 
-    fn tell(&mut self, plural: &str, kind: &str, object: &Value) {
+    fn notify(&mut self, plural: &str, kind: &str, object: &Value) {
         let event = json!({ "type": kind, "object": object });
         self.log
             .push((self.version, plural.to_owned(), event.clone()));

@@ -1,4 +1,4 @@
-//! Azure with paused time: hosts, identities that do not exist, faults to order, and a journal of calls.
+//! A fake of Azure for tests with paused time: hosts, identities that do not exist, injected faults, and a journal of calls.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,25 +20,26 @@ pub(crate) enum Call {
 }
 
 #[derive(Default)]
-pub(crate) struct World {
+pub(crate) struct AzureState {
     pub(crate) attached: BTreeMap<HostKey, BTreeSet<ResourceId>>,
     /// Identities that do not exist.
     pub(crate) missing: BTreeSet<ResourceId>,
-    /// Whether refusals name the missing identity.
+    /// Whether a refusal names the missing identity.
     pub(crate) names: bool,
-    /// Answers to the next PATCHes, instead of carrying them out.
+    /// The next PATCHes fail with these and are not carried out.
     pub(crate) faults: VecDeque<HostError>,
     /// Each of the next PATCHes is carried out after this time, and its outcome cannot be read.
     pub(crate) unreadable: VecDeque<Duration>,
-    /// The client ids of identities, and those under which they are attached, where Azure tells.
+    /// The client ids of identities.
     pub(crate) clients: BTreeMap<ResourceId, ClientId>,
+    /// The client ids under which identities are attached, where Azure shows them.
     pub(crate) shown: BTreeMap<(HostKey, ResourceId), ClientId>,
-    /// Nothing is reachable.
+    /// Every call fails.
     pub(crate) down: bool,
     pub(crate) calls: Vec<(Instant, Call)>,
 }
 
-impl World {
+impl AzureState {
     fn carry_out(&mut self, host: &HostKey, change: &HostChange) {
         let there = self.attached.entry(host.clone()).or_default();
         there.extend(change.attach.iter().cloned());
@@ -55,7 +56,7 @@ impl World {
 }
 
 #[derive(Clone, Default)]
-pub(crate) struct FakeAzure(pub(crate) Arc<Mutex<World>>);
+pub(crate) struct FakeAzure(pub(crate) Arc<Mutex<AzureState>>);
 
 pub(crate) fn fault(fault: Fault, retry_after: Option<u64>) -> HostError {
     HostError {
@@ -92,7 +93,7 @@ impl FakeAzure {
         world.calls.iter().filter(gets).count()
     }
 
-    fn refusal(world: &World, change: &HostChange) -> Option<HostError> {
+    fn refusal(world: &AzureState, change: &HostChange) -> Option<HostError> {
         let bad: Vec<_> = change
             .attach
             .iter()

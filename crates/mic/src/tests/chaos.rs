@@ -1,4 +1,4 @@
-//! Random pods, faults, kills and strangers: it always converges, and never takes away what others attached.
+//! Random pods, faults and kills: the controller always converges, and never detaches what others attached.
 
 use super::*;
 
@@ -15,7 +15,7 @@ impl Dice {
 }
 
 const IDENTITIES: usize = 6;
-/// Attached by somebody else from the beginning; the first two are bound to pods as well.
+/// What somebody else has attached from the beginning; pods use the first two, too.
 const FOREIGN: [usize; 3] = [0, 1, 99];
 
 fn strangers_untouched(world: &World) {

@@ -1,4 +1,4 @@
-//! Against the simulated cluster, over HTTP, in real time: its schemas, its finalizers, its broken watches.
+//! The controller against the simulated cluster over HTTP, in real time: schemas, finalizers and broken watches.
 
 use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};

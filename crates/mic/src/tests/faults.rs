@@ -1,4 +1,4 @@
-//! What goes wrong, and that it delays or loses nothing else.
+//! Faults of Azure and of the API server: each delays nothing else, and nothing is lost.
 
 use rstest::rstest;
 
@@ -40,7 +40,7 @@ async fn one_bad_among_ten(names: bool) {
             text.contains("was not found") && condition["status"] == "False"
         })
         .await;
-    // A later good one is not held up, and never shares a PATCH with the bad one.
+    // A good identity that comes later does not wait, and never shares a PATCH with the bad one.
     let refused_together = world.azure.patches().len();
     world.bound(20);
     world.pod("p20", "n1", "s20");
@@ -377,7 +377,7 @@ async fn attached_once() -> (World, Running) {
 #[tokio::test(start_paused = true)]
 async fn an_identity_that_was_made_anew_is_attached_anew() {
     let (world, mic) = attached_once().await;
-    // Deleted and made anew: the host keeps the dead one, and the AzureIdentity is given the new client id.
+    // The identity is deleted and created again: the host keeps the dead one, the AzureIdentity gets the new client id.
     clients(&world, 7, 1);
     world.api.put(
         "azureidentities",

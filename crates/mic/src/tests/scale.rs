@@ -1,4 +1,4 @@
-//! How many calls many pods cost.
+//! Scale: how many calls many pods cost.
 
 use super::*;
 use crate::bench::{OfflineController, Work};
@@ -80,7 +80,7 @@ async fn at_rest_a_host_is_read_ever_less_often() {
     assert_eq!(world.azure.gets() - before, 3, "after 3, 6 and 12 minutes");
     sleep(Duration::from_secs(3600)).await;
     assert_eq!(world.azure.gets() - before, 5, "then every half hour");
-    // Whatever happens there brings the first interval back.
+    // Any change on the host brings the first interval back.
     world.bound(2);
     world.pod("other", "n1", "s2");
     world.until("assigned", |w| w.assigned() == 2).await;
@@ -126,7 +126,7 @@ async fn pods_that_trickle_in_stay_within_what_azure_takes() {
     }
     world.until("assigned", |w| w.assigned() == 240).await;
     let patches = world.azure.patches();
-    // Azure takes 12 at once and 4 a minute.
+    // Azure takes 12 PATCHes in a burst, then 4 a minute.
     for (n, (at, ..)) in patches.iter().enumerate() {
         let since = *at - patches[0].0;
         let allowed = 12 + since.as_secs() / 15;
@@ -135,34 +135,34 @@ async fn pods_that_trickle_in_stay_within_what_azure_takes() {
     mic.stop().await;
 }
 
-/// What these events lead to in a cluster with so many pods.
+/// The work that a few events cause in a cluster with this many pods.
 fn work(pods: usize) -> Vec<Work> {
-    let mut machine = OfflineController::default();
+    let mut controller = OfflineController::default();
     let identities = 10;
     for n in 0..SETS {
-        machine.node(&format!("n{n}"), &provider_id(n, 0));
+        controller.node(&format!("n{n}"), &provider_id(n, 0));
     }
     for n in 0..identities {
-        machine.identity(IdentityFacts {
+        controller.identity(IdentityFacts {
             key: ObjectKey::new("ns", &format!("id{n}")),
             client_id: ClientId::parse("00000000-0000-0000-0000-000000000001").unwrap(),
             source: IdentitySource::UserAssigned { resource_id: id(n) },
             namespaced: false,
         });
-        machine.binding(binding(n, 0));
+        controller.binding(binding(n, 0));
     }
     (0..pods).for_each(|n| {
-        machine.pod(pod(n, n % (identities - 1)));
+        controller.pod(pod(n, n % (identities - 1)));
     });
-    machine.pod(pod(pods, identities - 1));
-    machine.lead();
-    assert_eq!(machine.objects(), pods + 1);
+    controller.pod(pod(pods, identities - 1));
+    controller.lead();
+    assert_eq!(controller.objects(), pods + 1);
     vec![
-        machine.pod(pod(pods + 1, 1)),
-        machine.pod(pod(pods + 1, 1)),
-        machine.delete_pod(&pod(pods + 1, 1).key),
-        machine.binding(binding(identities - 1, 1)),
-        machine.compare(),
+        controller.pod(pod(pods + 1, 1)),
+        controller.pod(pod(pods + 1, 1)),
+        controller.delete_pod(&pod(pods + 1, 1).key),
+        controller.binding(binding(identities - 1, 1)),
+        controller.compare(),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! Through podid's own client of Azure Resource Manager against the simulated Azure, in real time.
+//! The controller with podid's client of Azure Resource Manager against the simulated Azure, in real time.
 
 use podid_azure::arm::Arm;
 use podid_azure::config::Credential;

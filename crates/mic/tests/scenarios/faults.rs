@@ -1,4 +1,4 @@
-//! What Azure Resource Manager and the API server may do to the controller, and that it converges.
+//! Faults of Azure Resource Manager and of the API server: the controller converges after each.
 
 use std::time::Duration;
 
@@ -53,8 +53,8 @@ fn entra(action: Action, times: u32) -> Vec<Fault> {
     }]
 }
 
-/// Three pods of two identities on a set with an identity of somebody else: whatever goes wrong, they are Assigned within so many
-/// seconds and PATCHes, and given back afterwards.
+/// Three pods use two identities on a scale set that has an identity of somebody else. With every fault they are Assigned within this
+/// many seconds and PATCHes, and their identities are detached afterwards.
 #[rstest]
 #[case::nothing(vec![], 20, 1)]
 #[case::conflict_of_the_change(
@@ -135,7 +135,7 @@ async fn whatever_azure_answers_it_converges(
     world.end().await;
 }
 
-/// Tokens that the controller's clock takes for expired as soon as they come are used all the same.
+/// A token that is expired by the controller's clock when it comes is used all the same.
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_disagrees_with_entras_stops_nothing() {
     let world = World::new().await;
@@ -175,7 +175,7 @@ async fn a_set_that_takes_a_quarter_of_an_hour_delays_no_other_and_no_lease() {
     assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
     let lease = async || world.all("Lease").await[0].clone();
     let first = lease().await;
-    // What comes meanwhile goes through as well, and the lease is renewed again and again.
+    // Meanwhile, new pods are served and the Lease is renewed.
     let mut renewals = 0;
     let mut seen = first["metadata"]["resourceVersion"].clone();
     for minute in 1..13 {
@@ -198,14 +198,14 @@ async fn a_set_that_takes_a_quarter_of_an_hour_delays_no_other_and_no_lease() {
         first["spec"]["leaseTransitions"]
     );
     assert_eq!(last["spec"]["holderIdentity"], "mic-0");
-    // An operation that never ends is left alone after its deadline; what it did shows when the host is read again.
+    // An operation that never ends is given up after its deadline; the next read of the host shows what it did.
     until!("the endless one", world.assigned().await == 15);
     assert_eq!((world.patches(&never), world.patches(&quick)), (1, 2));
     mic.stop().await;
     world.end().await;
 }
 
-/// The API server is away, forgets its history and cuts every watch.
+/// The API server fails, compacts its history and cuts every watch.
 #[tokio::test(start_paused = true)]
 async fn whatever_the_api_server_does_nothing_is_detached() {
     let world = World::new().await;
@@ -234,7 +234,8 @@ async fn whatever_the_api_server_does_nothing_is_detached() {
     world.end().await;
 }
 
-/// A host that nobody may change, and an identity that nobody may attach, say which role is missing; granted, they go on.
+/// One host may not be changed, and one identity may not be attached: conditions and Events name the missing role, and once it is
+/// granted both go on.
 #[tokio::test(start_paused = true)]
 async fn missing_roles_are_named_and_noticed_when_they_are_granted() {
     use podid_sim::azure::{HostKind, Role};
@@ -305,8 +306,8 @@ async fn missing_roles_are_named_and_noticed_when_they_are_granted() {
     world.end().await;
 }
 
-/// Fifty identities on one set of which one does not exist, or may not be attached: the others are held up by one PATCH, and the bad
-/// one costs little for as long as it is bad.
+/// Of fifty identities on one scale set, one does not exist or may not be attached. It costs the others one PATCH, and few calls
+/// afterwards.
 #[rstest]
 #[case::missing(true)]
 #[case::not_allowed(false)]

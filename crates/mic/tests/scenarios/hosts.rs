@@ -1,4 +1,4 @@
-//! Virtual machines, scale sets, nodes and pods as they come and go.
+//! Virtual machines, scale sets, nodes and pods that come and go.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::world::{APPS, World, config, names, until};
 #[tokio::test(start_paused = true)]
 async fn every_kind_of_host_gets_what_its_pods_need_and_no_other() {
     let world = World::new().await;
-    // An instance of a flexible set is a virtual machine; its node may have any name.
+    // An instance of a flexible scale set is a virtual machine; its node may have any name.
     let (set, machine) = (world.set("pool").await, world.machine("vm").await);
     let flexible = world.azure.create_host(
         podid_sim::azure::HostKind::VirtualMachine,
@@ -62,7 +62,7 @@ async fn a_node_that_is_deleted_takes_its_assignments_along() {
     world.pod("default", "a", "pool-0", "one").await;
     world.pod("default", "b", "vm", "one").await;
     until!("both", world.assigned().await == 2);
-    // The virtual machine is gone in Azure, too; then its pod is collected.
+    // The virtual machine is deleted in Azure, too; then its pod is garbage collected.
     world.azure.delete_host(&machine);
     world.delete("Node", "", "vm").await;
     world.delete("Pod", "default", "b").await;

@@ -1,4 +1,4 @@
-//! The controller is killed at any moment, again and again: whoever comes next finishes, and nobody else's is touched.
+//! Kills: the controller is killed at any moment, again and again; the next one finishes its work, and detaches nothing of others.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,10 +9,11 @@ use tokio::time::sleep;
 
 use crate::world::{Clock, NODES, World, config, names, until};
 
-/// Worlds at once, and kills in each.
+/// How many worlds run at once.
 const WORLDS: u64 = 10;
+/// How many kills happen in each world.
 const KILLS: usize = 100;
-/// After so many, a leader is let finish and everything compared.
+/// After every 10 kills, one leader may finish, and Azure and the objects are compared.
 const ROUND: usize = 10;
 const SETS: [&str; 2] = ["red", "blue"];
 const IDENTITIES: [&str; 3] = ["one", "two", "three"];
@@ -33,7 +34,7 @@ struct Story {
     world: World,
     hosts: [String; 2],
     dice: Dice,
-    /// Who is there: a pod, its set, its identity.
+    /// The pods that exist, each with its scale set and its identity.
     pods: Vec<(String, usize, usize)>,
     born: usize,
 }
@@ -45,7 +46,7 @@ impl Story {
         for name in IDENTITIES {
             world.bound(name).await;
         }
-        // Attached by somebody else; pods use "three" too.
+        // Somebody else has attached both; pods use "three", too.
         for (name, group) in [("foreign", NODES), ("three", crate::world::APPS)] {
             let identity = world.azure.create_identity(group, name);
             hosts
@@ -78,7 +79,7 @@ impl Story {
         }
     }
 
-    /// A leader works for a while, something happens, and it dies.
+    /// A leader runs for a while, pods come or go, and it is killed.
     async fn kill_one(&mut self) {
         let running = self.world.start(config("mic")).await;
         for _ in 0..self.dice.below(3) {
@@ -104,7 +105,7 @@ impl Story {
         wanted
     }
 
-    /// A leader that is let finish brings objects and Azure into agreement, and nothing hangs by a finalizer.
+    /// A leader that may finish makes objects and Azure agree, and no object stays because of its finalizer.
     async fn agree(&self) {
         let running = self.world.start(config("mic")).await;
         let settled = async || {
@@ -148,7 +149,7 @@ async fn killed_a_thousand_times_it_ends_in_agreement() {
     }
 }
 
-/// Two leaders at once, as when a paused process wakes up after its lease was taken: here both hold a lease of their own.
+/// Two replicas lead at once, as when a paused process wakes up after its Lease was taken: here each holds a Lease of its own.
 #[tokio::test(start_paused = true)]
 async fn two_leaders_at_once_do_no_harm() {
     let mut story = Story::new(Arc::new(Clock::start()), 77).await;

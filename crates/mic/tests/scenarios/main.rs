@@ -1,5 +1,5 @@
-//! What the controller must do, against a simulated cluster and a simulated Azure with time under control: the scenarios of
-//! AAD Pod Identity's end-to-end tests that concern it, by their numbers, and what they leave out.
+//! Scenarios of the controller against a simulated cluster and a simulated Azure, in accelerated time: those of AAD Pod Identity's
+//! end-to-end tests, and what they leave out.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 

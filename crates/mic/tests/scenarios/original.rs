@@ -1,6 +1,6 @@
-//! The scenarios of the original's end-to-end tests that concern the controller. Those that concern the node agent alone (6, 20 to
-//! 23 and 26), an admission controller (27) or the whole of an installation (S0, 28) are elsewhere or, as 27, made needless by
-//! the rules in the CustomResourceDefinitions.
+//! The scenarios of AAD Pod Identity's end-to-end tests that concern the controller, by their numbers. Other tests have those of the
+//! node agent (6, 20 to 23, 26) and of an installation (S0, 28); the rules in the CustomResourceDefinitions replace the admission
+//! controller of 27.
 
 use serde_json::json;
 
@@ -213,7 +213,7 @@ async fn scenario_13_what_was_detached_behind_its_back_is_attached_again() {
 async fn scenario_14_the_clusters_own_identity_stays() {
     let world = World::new().await;
     let set = world.set("pool").await;
-    // As AKS attaches it, long before podid; somebody binds pods to it as well.
+    // AKS has attached it long before podid, and somebody binds pods to it.
     let kubelet = world
         .azure
         .create_identity(crate::world::NODES, "cluster-agentpool");

@@ -1,5 +1,5 @@
-//! A simulated cluster and a simulated Azure around controllers, all in this process, with time that runs faster than the
-//! clock's: HTTP is real, and a minute of waiting takes a second.
+//! The world of a scenario: a simulated cluster and a simulated Azure around controllers, all in this process and in accelerated time. HTTP
+//! is real, and a minute of waiting takes a second.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,11 +26,12 @@ use tokio_util::sync::CancellationToken;
 /// The resource groups of hosts and of identities.
 pub const NODES: &str = "nodes";
 pub const APPS: &str = "apps";
-/// A millisecond of the clock is this long here, in milliseconds; while nothing but time is to go by, it is longer.
+/// A millisecond of the clock is 40 ms here.
 const SPEED: u64 = 40;
+/// While a test only waits, a millisecond of the clock is 400 ms here.
 const HURRY: u64 = 400;
 
-/// Time that runs at a multiple of the clock's.
+/// Accelerated time: it runs at a multiple of the clock's speed.
 pub struct Clock {
     speed: Arc<AtomicU64>,
     driver: JoinHandle<()>,
@@ -42,8 +43,7 @@ impl Clock {
         let pace = speed.clone();
         let driver = tokio::spawn(async move {
             loop {
-                // A blocking task that is always under way keeps time from jumping to the next timer while an answer is on its
-                // way.
+                // Paused time jumps to the next timer when no task can run; a blocking task that always runs prevents that.
                 let tick = || std::thread::sleep(Duration::from_millis(1));
                 if tokio::task::spawn_blocking(tick).await.is_err() {
                     return;
@@ -55,7 +55,7 @@ impl Clock {
         Self { speed, driver }
     }
 
-    /// A millisecond of the clock is that many of this from now on.
+    /// From now on, a millisecond of the clock is this many milliseconds here.
     pub fn set(&self, speed: u64) {
         self.speed.store(speed, Ordering::Relaxed);
     }
@@ -72,7 +72,7 @@ pub struct World {
     pub cluster: cluster::FaultInjector,
     pub client: Client,
     pub arm: Arm,
-    /// Of the controller.
+    /// The object id of the controller's service principal.
     pub principal: String,
     clock: Arc<Clock>,
     stop: CancellationToken,
@@ -90,7 +90,7 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 
-    /// kill -9: nothing is given back.
+    /// Ends like kill -9: the Lease is not released and nothing is finished.
     pub async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
@@ -101,7 +101,7 @@ impl Running {
     }
 }
 
-/// Waits until it is so, in the world's time.
+/// Waits in the world's time until the condition holds.
 macro_rules! until {
     ($what:expr, $so:expr) => {
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(3600);
@@ -127,11 +127,10 @@ impl World {
         Self::at(Arc::new(Clock::start())).await
     }
 
-    /// One more world, of the same time.
+    /// One more world with the same clock.
     pub async fn at(clock: Arc<Clock>) -> Self {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        // A blocking task that is always under way keeps time from jumping to the next timer while an answer is on its way.
         let azure = Azure::bind(podid_sim::azure::Config {
             patch_latency: Duration::from_secs(5),
             ..podid_sim::azure::Config::default()
@@ -281,7 +280,7 @@ impl World {
         .await;
     }
 
-    /// A uniform scale set with one node `<name>-0`; its ARM id.
+    /// Creates a uniform scale set with one node `<name>-0`. Returns its ARM id.
     pub async fn set(&self, name: &str) -> String {
         let set = self.azure.create_host(HostKind::ScaleSet, NODES, name);
         self.node(&format!("{name}-0"), &Control::provider_id(&set, 0))
@@ -289,7 +288,7 @@ impl World {
         set
     }
 
-    /// A virtual machine with its node of the same name, or an instance of a flexible set, which looks alike.
+    /// Creates a virtual machine and a node of the same name. An instance of a flexible scale set looks the same.
     pub async fn machine(&self, name: &str) -> String {
         let machine = self
             .azure
@@ -307,7 +306,7 @@ impl World {
         .await;
     }
 
-    /// An AzureIdentity of this name.
+    /// Creates an AzureIdentity of this name.
     pub async fn identity(&self, namespace: &str, name: &str, identity: &Identity) {
         self.create(json!({
             "apiVersion": "aadpodidentity.k8s.io/v1", "kind": "AzureIdentity",
@@ -326,7 +325,7 @@ impl World {
         .await;
     }
 
-    /// An identity in Azure with an AzureIdentity and a binding, all by this name, in the namespace `default`.
+    /// Creates an identity in Azure, an AzureIdentity and a binding, all of this name, in the namespace `default`.
     pub async fn bound(&self, name: &str) -> Identity {
         let identity = self.azure.create_identity(APPS, name);
         self.identity("default", name, &identity).await;
@@ -344,7 +343,7 @@ impl World {
         all
     }
 
-    /// How many are Assigned.
+    /// How many AzureAssignedIdentities are Assigned.
     pub async fn assigned(&self) -> usize {
         let all = self.assignments().await;
         all.iter().filter(|(_, state)| state == "Assigned").count()
@@ -357,7 +356,7 @@ impl World {
         ids.into_iter().map(name).collect()
     }
 
-    /// How many PATCHes of this host Azure was sent.
+    /// How many PATCHes of this host Azure has received.
     pub fn patches(&self, host: &str) -> usize {
         let entries = self.azure.journal();
         let host = host.to_ascii_lowercase();
@@ -367,7 +366,7 @@ impl World {
         entries.iter().filter(of).count()
     }
 
-    /// Lets this much time go by.
+    /// Lets this many seconds pass.
     pub async fn wait(&self, seconds: u64) {
         self.clock.set(HURRY);
         sleep(Duration::from_secs(seconds)).await;

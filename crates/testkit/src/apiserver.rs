@@ -150,8 +150,8 @@ impl ApiServer {
         &self.ca
     }
 
-    /// Compacts etcd: who asks for what was before, is told that it is gone (410). The server itself remembers for a while
-    /// what has changed since it was started.
+    /// Compacts etcd: a client that asks for older changes gets 410 Gone. The server itself keeps for a while what has changed
+    /// since it was started.
     ///
     /// # Errors
     /// When etcd does not do it.

@@ -10,14 +10,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// How it is on the way.
+/// What the proxy does with bytes at present.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Way {
     closed: bool,
     slow: Duration,
 }
 
-/// An address that leads to a server on loopback. It is closed for good when this is dropped.
+/// A proxy to a server on loopback. It is closed for good when this is dropped.
 #[derive(Debug)]
 pub struct Gate {
     way: Arc<watch::Sender<Way>>,
@@ -39,7 +39,7 @@ impl Gate {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build();
-            // Without it nobody gets through, which a test notices.
+            // Without a runtime no client gets through, and the test fails.
             if let Ok(runtime) = runtime {
                 runtime.block_on(accept(listener, to, seen));
             }

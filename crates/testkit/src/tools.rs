@@ -1,4 +1,5 @@
-//! Paths of the programs that tests start: from the cache of `tools/setup`, and built by the scripts of `tools` when they are not there.
+//! Paths of the programs that tests start: from the cache of `tools/setup`, and built by the scripts of `tools` when they are not
+//! there.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Command-line compatibility with the original's `mic` and `nmi`: Go's single dash, Go's durations, klog's flags. `main` normalises
-//! the arguments by it before clap sees them.
+//! Command-line compatibility with the original's `mic` and `nmi`: Go's single dash, Go's durations, klog's flags. `main`
+//! normalises the arguments by it before clap sees them.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -99,7 +99,7 @@ impl Logging {
             5..=7 => "debug",
             _ => "trace",
         };
-        // Libraries' own news is rarely the operator's; what the client of the API server cannot do is told by its users.
+        // Libraries log little that helps an operator, and podid itself logs each failed call to the API server.
         let default = format!(
             "warn,kube_client=off,kube_runtime=off,podid={level},podid_mic={level},podid_nmi={level},podid_azure={level},podid_cluster={level},podid_intercept={level},podid_sim={level}"
         );

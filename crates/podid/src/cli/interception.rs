@@ -1,5 +1,5 @@
-//! Interception task of `podid nmi`: puts the node's rules in place and repairs them, or withdraws them, while this node agent is the
-//! one that serves.
+//! Interception task of `podid nmi`: puts the node's rules in place and repairs them, or withdraws them, while this node agent is
+//! the one that serves.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ async fn while_serving(mut serving: Receiver<bool>, work: impl AsyncFn(Cancellat
     while serving.wait_for(|serving| *serving).await.is_ok() {
         let stop = CancellationToken::new();
         let stopping = async {
-            // An error says that it has ended.
+            // An error means that the servers have ended.
             let _ = serving.wait_for(|serving| !serving).await;
             stop.cancel();
         };

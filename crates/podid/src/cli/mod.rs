@@ -47,8 +47,8 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command; failures are told on standard error with their causes and give exit code 1, and what is told to be
-    /// wrong with the cluster gives 3 (2 is for flags that cannot be understood).
+    /// Runs the command. Exit codes: 1 for a failure, whose causes are on standard error; 2 for flags that cannot be understood;
+    /// 3 when `podid status` finds something wrong with the cluster.
     pub fn run(self) -> ExitCode {
         let Self { command } = self;
         let outcome = match command {
@@ -63,13 +63,13 @@ impl Cli {
             Command::BootRules(rules) => rules.run(),
             Command::Status(status) => match status.run() {
                 Ok(false) => return ExitCode::from(3),
-                told => told.map(|_| ()),
+                healthy => healthy.map(|_| ()),
             },
         };
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                // Nobody is left to tell when standard error is closed.
+                // Standard error may be closed, and there is no other place for the error.
                 let _ = writeln!(std::io::stderr(), "podid: {error:#}");
                 ExitCode::FAILURE
             }

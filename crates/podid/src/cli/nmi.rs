@@ -22,13 +22,13 @@ use super::ignored::Ignored;
 use super::interception::InterceptionTask;
 use super::run;
 
-/// A token is had from its issuer within this time; after that the client is told to come back, which it does by itself.
-const UPSTREAM: Duration = Duration::from_secs(5);
-/// Clients take a token with less life for expired.
+/// Time limit for one call to the issuer of tokens; after it the client gets 503, and asks again by itself.
+const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// SDKs take a token that lives for less than this as expired.
 const TOKEN_FLOOR: Duration = Duration::from_secs(300);
-/// Where the running node agent speaks another version of the hand-over, its ports are waited for, as it is about to be ended.
-const FREE_PORT: Duration = Duration::from_secs(60);
-/// By this text the kubelet's file says that it uses kubenet.
+/// Time limit to wait for the ports of a running node agent that speaks another version of the handover: it is about to end.
+const FREE_PORT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The kubelet's file has this text where the node uses kubenet.
 const KUBENET: &str = "--network-plugin=kubenet";
 
 /// Run the node agent: answer the metadata token endpoint for the pods of this node
@@ -230,7 +230,7 @@ impl Nmi {
         let address = SocketAddr::new(self.door.nmi_listen_address, self.door.nmi_port);
         let handover = self.handover()?;
         let mut inheritance = match &handover {
-            Some(path) => Inheritance::ask(path, FREE_PORT).await,
+            Some(path) => Inheritance::ask(path, FREE_PORT_TIMEOUT).await,
             None => Inheritance::default(),
         };
         // Before anything else: a connect is answered, if only with "not yet".
@@ -349,10 +349,14 @@ impl Nmi {
             "--metadata-ip",
             &format!("http://{}:{}", address.0, address.1),
         )?;
-        let imds = Imds::new(&imds, mark, UPSTREAM);
+        let imds = Imds::new(&imds, mark, UPSTREAM_TIMEOUT);
         Ok(Upstream::new(
             imds,
-            Entra::with_user_agent(&endpoints.authority, UPSTREAM, self.user_agent.as_deref())?,
+            Entra::with_user_agent(
+                &endpoints.authority,
+                UPSTREAM_TIMEOUT,
+                self.user_agent.as_deref(),
+            )?,
             client,
             self.allow_cross_namespace_secrets,
         ))

@@ -10,11 +10,11 @@ use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
 use tower::timeout::TimeoutLayer;
 
-/// The API server gives up by itself after a minute (its `--request-timeout`). Who has heard nothing by now talks to a connection
-/// that is dead without anybody having said so; the request is made again on another.
-const ANSWER: Duration = Duration::from_secs(65);
-/// An answer goes on within this time. Watches say something more often: they are begun anew by then.
-const SILENCE: Duration = Duration::from_secs(310);
+/// Time limit for the head of an answer. The API server itself gives up after a minute (its `--request-timeout`), so that after
+/// this the connection is dead, and the request is made again on another.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(65);
+/// Time limit between two pieces of an answer. Watches are shorter: they are started anew before this.
+const READ_TIMEOUT: Duration = Duration::from_secs(310);
 
 /// Runs to completion on a runtime with `threads` workers; as many as cores with 0.
 pub fn block_on<T>(
@@ -46,10 +46,12 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
             "the API server is not known; give --kubeconfig or KUBECONFIG, or run in a pod with a service account",
         )?,
     };
-    config.read_timeout = Some(SILENCE);
+    config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
     let client = ClientBuilder::try_from(config).context("no client for the API server")?;
-    Ok(client.with_layer(&TimeoutLayer::new(ANSWER)).build())
+    Ok(client
+        .with_layer(&TimeoutLayer::new(ANSWER_TIMEOUT))
+        .build())
 }
 
 /// Cancelled by SIGTERM and SIGINT.

@@ -1,4 +1,5 @@
-//! Demo: the whole story on one machine, step by step, with both simulators and the real controller and node agent in this process.
+//! Demo: the whole story on one machine, step by step, with both simulators and the real controller and node agent in this
+//! process.
 
 mod show;
 mod stage;

@@ -23,7 +23,7 @@ pub struct Show {
 }
 
 impl Show {
-    /// With `json`, nothing is told before the end.
+    /// With `json`, nothing is printed before the end.
     pub fn new(json: bool) -> Self {
         let terminal = io::stdout().is_terminal();
         Self {

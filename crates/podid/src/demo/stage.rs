@@ -1,5 +1,5 @@
-//! World of the demo: the simulators, the controller and the node agent in this process, and what a person would do with `kubectl` and
-//! `az`.
+//! World of the demo: the simulators, the controller and the node agent in this process, and what a person would do with
+//! `kubectl` and `az`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -377,7 +377,7 @@ impl Stage {
         }
     }
 
-    /// Makes this machine a pod, for whoever wants to play on.
+    /// Makes this machine a pod, so that a person can try requests after the story.
     pub async fn playground(&self) -> anyhow::Result<Playground> {
         let (selector, identity) = ("you", &self.reader()?.id);
         let name = identity.rsplit('/').next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Azure Resource Manager (ARM): authentication, managed identities and role assignments. `mod.rs` serves its router; the requests for
-//! virtual machines and scale sets go on to `compute`.
+//! Azure Resource Manager (ARM): authentication, managed identities and role assignments. `mod.rs` serves its router; the
+//! requests for virtual machines and scale sets go on to `compute`.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Client assertions (RFC 7523) and federated tokens: what Entra verifies before it believes them. `entra` calls it for each token request
-//! that proves itself with one: whose it is, by which certificate, for whom, when, and that it is new.
+//! Client assertions (RFC 7523) and federated tokens: what Entra verifies before it believes them. `entra` calls it for each
+//! token request that proves itself with one: whose it is, by which certificate, for whom, when, and that it is new.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{

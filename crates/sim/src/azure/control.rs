@@ -1,5 +1,5 @@
-//! Control of the simulated Azure, from outside its HTTP ports: sets it up, injects faults, reads the journal. Tests and the demo hold
-//! it.
+//! Control of the simulated Azure, from outside its HTTP ports: sets it up, injects faults, reads the journal. Tests and the demo
+//! hold it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -152,7 +152,7 @@ impl Control {
         }
     }
 
-    /// Detaches an identity from a host at once, behind everybody's back.
+    /// Detaches an identity from a host at once, as another tool than podid would.
     pub fn detach(&self, host: &str, id: &str) {
         if let Some(host) = self.world.directory.lock().hosts.get_mut(&key(host)) {
             host.user.remove(&key(id));

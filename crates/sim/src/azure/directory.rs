@@ -1,5 +1,5 @@
-//! Directory of the simulated Azure: identities, applications, role assignments, and the hosts with what is attached to them. The state
-//! that all of its services share, under one lock.
+//! Directory of the simulated Azure: identities, applications, role assignments, and the hosts with what is attached to them. The
+//! state that all of its services share, under one lock.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Fault injection: a layer around every service of the simulated Azure, which writes the journal and delays, replaces or cuts answers
-//! as a test has ordered by `Control::inject`.
+//! Fault injection: a layer around every service of the simulated Azure, which writes the journal and delays, replaces or cuts
+//! answers as a test has ordered by `Control::inject`.
 
 use std::sync::Arc;
 use std::time::Duration;

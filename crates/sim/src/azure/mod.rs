@@ -1,6 +1,6 @@
-//! A simulated Azure: the metadata service of every node, Entra's token endpoint, and Azure Resource Manager.
+//! Simulated Azure: the metadata service of every node, Entra's token endpoint, and Azure Resource Manager.
 //!
-//! Useful on its own to whoever develops against managed identities: point `AZURE_POD_IDENTITY_AUTHORITY_HOST` at a node's
+//! Useful on its own for development against managed identities: point `AZURE_POD_IDENTITY_AUTHORITY_HOST` at a node's
 //! metadata service, and verify tokens by the key set that Entra's discovery document names.
 
 mod arm;

@@ -1,5 +1,5 @@
-//! Access tokens (JWT): signed with RS256, with the claims that Azure's services look at. Entra and the metadata services issue them;
-//! whoever takes a token verifies it here.
+//! Access tokens (JWT): signed with RS256, with the claims that Azure's services look at. Entra and the metadata services issue
+//! them; ARM verifies those of its callers here.
 
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand::SystemRandom;

@@ -1,5 +1,5 @@
-//! API server: its state, and the verb that a request means. `http` gives it each request; it goes on to `read`, `write`, `delete` or
-//! `watch`.
+//! API server: its state, and the verb that a request means. `http` gives it each request; it goes on to `read`, `write`,
+//! `delete` or `watch`.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! CEL validation rules (`x-kubernetes-validations`) of custom resources: compiled with the schema that has them, evaluated for each
-//! write.
+//! CEL validation rules (`x-kubernetes-validations`) of custom resources: compiled with the schema that has them, evaluated for
+//! each write.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! CustomResourceDefinitions: the kinds that they define, and what is wrong with them. `write` validates a definition here before it is
-//! stored; `catalog` serves what it defines.
+//! CustomResourceDefinitions: the kinds that they define, and what is wrong with them. `strategy` validates a definition by
+//! this file before it is stored; `catalog` serves what it defines.
 
 use serde_json::{Value, json};
 

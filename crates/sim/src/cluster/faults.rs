@@ -1,5 +1,5 @@
-//! Fault injection: latency, refused requests, dropped watches, forgotten history. Tests order them by a `FaultInjector`; `http` and
-//! `watch` obey.
+//! Fault injection: latency, refused requests, dropped watches, forgotten history. Tests order them by a `FaultInjector`; `http`
+//! and `watch` obey.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,5 @@
-//! HTTP server: reads a request, checks the bearer token, and writes the answer or the stream of a watch. One handler for every path.
+//! HTTP server: reads a request, checks the bearer token, and writes the answer or the stream of a watch. One handler for every
+//! path.
 
 use std::{io, sync::Arc, time::Duration};
 

@@ -1,5 +1,5 @@
-//! Structural schemas of custom resources: pruning of unknown fields, defaulting, validation. `crd` compiles them, `strategy` applies
-//! them.
+//! Structural schemas of custom resources: pruning of unknown fields, defaulting, validation. `crd` compiles them, `strategy`
+//! applies them.
 
 use std::collections::BTreeMap;
 

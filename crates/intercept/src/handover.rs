@@ -1,4 +1,4 @@
-//! A restart without an outage: a running node agent hands its listening sockets to its successor.
+//! Takeover protocol (hot restart): a running node agent hands its listening sockets to its successor.
 //!
 //! The successor connects to a Unix socket and says which version of this protocol it speaks; it is given the listening sockets
 //! themselves, with the connections that wait in them. When it can serve it says so. Its predecessor then stops accepting,

@@ -1,4 +1,5 @@
-//! The outcome of an action that went well: what a read, an answer, a record or a PATCH changes in what is known of the host.
+//! The outcome of an action that went well, and drift: what a read, an answer, a record or a PATCH changes in what is
+//! known of the host.
 //!
 //! The host's worker ([`super::worker`]) calls these after it has carried out an [`Action`](super::Action). They guard drift
 //! detection: a read that misses an identity that the read before has shown and a pod needs is drift, which somebody else has caused,

@@ -1,4 +1,4 @@
-//! Whether a caller is the pod that the API server says has its address: evidence from the node itself.
+//! Attestation: evidence from the node itself that a caller is the pod which, by the API server, has its address.
 //!
 //! Addresses pass from pod to pod, and the news of it may be late; on a bridge one pod can even take another's. The kubelet puts
 //! a pod's processes into control groups named after the pod's uid, and the kernel knows which network namespace they are in and

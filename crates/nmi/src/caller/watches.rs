@@ -1,4 +1,4 @@
-//! Watches (informers): keep the index equal to the cluster's objects.
+//! Watches (informers, reflectors): keep the index equal to the cluster's objects.
 //!
 //! `lib.rs` starts one per kind; `podid_cluster::watch` is the reflector beneath. Of pods and AzureAssignedIdentities only this node's
 //! are watched, so that the memory does not grow with the cluster.

@@ -1,9 +1,10 @@
-//! Repository-wide checks of the source itself: cycles between the folders of a crate.
+//! Repository-wide checks of the source itself: the table "Where is …" of CONTRIBUTING.md, and cycles between the folders of a crate.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod graph;
 mod rooms;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -19,7 +19,7 @@ use crate::netlink::Requests;
 
 /// The number that this network namespace has for another one. Reused after that one is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NamespaceId(i32);
+pub struct NamespaceId(pub i32);
 
 /// A link of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,9 @@ use std::sync::{Arc, OnceLock};
 
 use podid_policy::facts::PodFacts;
 
-use crate::caller::attest::{Attestor, Evidence};
+use crate::caller::attest::{Attestor, Evidence, LinkPeer};
+use crate::caller::index::Caller;
+use crate::context::Context;
 use crate::refusal::Refusal;
 
 /// One open connection of a caller.
@@ -26,6 +28,8 @@ pub(crate) struct ConnectionContext {
     attestor: Option<Arc<Attestor>>,
     /// The uid of the pod that opened it.
     uid: OnceLock<Arc<str>>,
+    /// The uid of the pod that the kernel says it comes from.
+    kernel_uid: OnceLock<Arc<str>>,
     /// Whether the evidence holds for the whole connection.
     attested: AtomicBool,
 }
@@ -37,6 +41,7 @@ impl ConnectionContext {
             peer,
             attestor,
             uid: OnceLock::new(),
+            kernel_uid: OnceLock::new(),
             attested: AtomicBool::new(false),
         }
     }
@@ -44,6 +49,30 @@ impl ConnectionContext {
     /// Whether `pod` opened it; the first pod that is asked about did.
     pub(crate) fn is_of(&self, pod: &PodFacts) -> bool {
         *self.uid.get_or_init(|| Arc::clone(&pod.uid)) == pod.uid
+    }
+
+    /// Which pod the caller is: by its address as the API server has it, else by the kernel's word. `None` until the index is
+    /// complete.
+    pub(crate) fn caller(&self, context: &Context) -> Option<Caller> {
+        let by_address = context.caller(self.peer)?;
+        let by_kernel = match (&by_address, self.kernel_uid.get()) {
+            (Caller::Unknown | Caller::NotYet, Some(uid)) => context.index.read().pod_with_uid(uid),
+            _ => None,
+        };
+        Some(by_kernel.map_or(by_address, Caller::Pod))
+    }
+
+    /// Asks the kernel which pod the caller is, and remembers it.
+    pub(crate) async fn ask_kernel(&self, context: &Context) -> LinkPeer {
+        let Some(attestor) = &self.attestor else {
+            return LinkPeer::None;
+        };
+        let pods = context.index.read().possible_callers();
+        let peer = attestor.identify(&pods, self.peer).await;
+        if let LinkPeer::Pod(pod) = &peer {
+            self.kernel_uid.get_or_init(|| Arc::clone(&pod.uid));
+        }
+        peer
     }
 
     /// Attests that the caller is `pod`.
@@ -62,8 +91,8 @@ impl ConnectionContext {
                 self.attested.store(!fleeting, Ordering::Relaxed);
                 Ok(())
             }
-            Evidence::None => Ok(()),
-            Evidence::Other => Err(Refusal::NotAttested {
+            Evidence::None if pod.addresses.contains(&self.peer) => Ok(()),
+            Evidence::None | Evidence::Other => Err(Refusal::NotAttested {
                 pod: pod.key.clone(),
                 address: self.peer,
             }),

@@ -234,6 +234,24 @@ impl Index {
         self.pods.get(key).cloned()
     }
 
+    /// The pods that can be callers.
+    pub(crate) fn possible_callers(&self) -> Vec<Arc<PodFacts>> {
+        let pods = self.pods.values();
+        pods.filter(|pod| pod.is_live() && !pod.host_network)
+            .cloned()
+            .collect()
+    }
+
+    /// The possible caller with this uid; an annotation can give one uid to several, and then it is nobody's.
+    pub(crate) fn pod_with_uid(&self, uid: &str) -> Option<Arc<PodFacts>> {
+        let mut pods = self.possible_callers();
+        pods.retain(|pod| &*pod.uid == uid);
+        match pods.as_slice() {
+            [pod] => Some(Arc::clone(pod)),
+            _ => None,
+        }
+    }
+
     /// Which pod has this address.
     pub(crate) fn caller(&self, address: IpAddr) -> Caller {
         match self.addresses.get(&address).map(Vec::as_slice) {

@@ -12,8 +12,11 @@
 
 pub(crate) mod attest;
 pub(crate) mod connection;
+pub(crate) mod identify;
 pub(crate) mod index;
 pub(crate) mod lookup;
 pub(crate) mod pods;
 pub(crate) mod processes;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod watches;

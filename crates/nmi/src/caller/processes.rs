@@ -22,8 +22,11 @@ use tokio::time::Instant;
 
 /// Inode of the machine's first pid namespace, fixed by the kernel (`PROC_PID_INIT_INO`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
-/// The node's processes are listed at most this often, as each listing reads a file per process.
-const LISTING_INTERVAL: Duration = Duration::from_millis(250);
+/// After a listing, which reads a file per process of the node, this many times as long nothing is listed: a pod that gives
+/// cause for listings all the time takes a tenth of one core.
+const PAUSE: u32 = 9;
+/// A pod that has just started waits at most this long for its processes to be listed.
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 /// Processes of one pod that are remembered; one that lives is enough to know the pod's network namespace.
 const MAX_PROCESSES: usize = 8;
 /// Lines of a control group file that are read; the kernel has 14 hierarchies at most.
@@ -46,8 +49,8 @@ pub enum Unseen {
 pub struct Processes {
     root: PathBuf,
     pods: Mutex<HashMap<Box<str>, Vec<u32>>>,
-    /// When the processes were listed last; the task that holds it lists them.
-    listed: tokio::sync::Mutex<Option<Instant>>,
+    /// When the last listing began and ended; the task that holds it lists.
+    listed: tokio::sync::Mutex<Option<[Instant; 2]>>,
 }
 
 impl Processes {
@@ -94,19 +97,20 @@ impl Processes {
     pub(crate) async fn list(&self) {
         let asked = Instant::now();
         let mut listed = self.listed.lock().await;
-        if let Some(last) = *listed {
+        if let Some([began, ended]) = *listed {
             // A listing that began after the call is new enough: tasks that waited together share it.
-            if last > asked {
+            if began > asked {
                 return;
             }
-            tokio::time::sleep_until(last + LISTING_INTERVAL).await;
+            let pause = (ended - began).saturating_mul(PAUSE).min(MAX_PAUSE);
+            tokio::time::sleep_until(ended + pause).await;
         }
         let began = Instant::now();
         let root = self.root.clone();
         if let Ok(pods) = tokio::task::spawn_blocking(move || list(&root)).await {
             *self.pods.lock() = pods;
         }
-        *listed = Some(began);
+        *listed = Some([began, Instant::now()]);
     }
 }
 

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use podid_policy::facts::PodFacts;
 
 use crate::caller::connection::ConnectionContext;
+use crate::caller::identify::identify;
 use crate::caller::index::Caller;
 use crate::context::Context;
 use crate::http::info;
@@ -133,7 +134,16 @@ async fn route(
     connection: &ConnectionContext,
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
-    let caller = context.caller(connection.peer);
+    let endpoint = endpoint(request.uri().path());
+    let is_served = matches!(
+        endpoint,
+        Endpoint::Token | Endpoint::Info | Endpoint::Category(_)
+    );
+    // A request that is refused whoever sends it, such as a client's probe without the header, is not held.
+    if is_served && admissible(context, &request).is_ok() {
+        identify(context, connection).await;
+    }
+    let caller = connection.caller(context);
     if let Some(Caller::Pod(pod)) = &caller {
         if !connection.is_of(pod) {
             return Err(Refusal::ChangedHands(connection.peer));
@@ -154,7 +164,7 @@ async fn route(
     {
         return Err(Refusal::TooLong);
     }
-    match endpoint(request.uri().path()) {
+    match endpoint {
         Endpoint::Identity | Endpoint::Unknown => Err(Refusal::NotFound),
         Endpoint::Host => Err(Refusal::NotTheNode),
         Endpoint::Info => {

@@ -98,8 +98,7 @@ pub(crate) async fn token(
     Ok((token, identity))
 }
 
-/// The identity that the rules are asked for: an object id becomes the AzureIdentity that has it. A caller whose address the index
-/// does not have is looked up at the API server first.
+/// The identity that the rules are asked for: an object id becomes the AzureIdentity that has it.
 ///
 /// # Errors
 /// Why an object id cannot be resolved.
@@ -109,11 +108,6 @@ pub(crate) async fn resolve(
     selector: &IdentitySelector,
     resource: &str,
 ) -> Result<RequestedIdentity, Refusal> {
-    if let Requester::Pod(connection) = requester
-        && let Some(Caller::Unknown | Caller::NotYet) = context.caller(connection.peer)
-    {
-        context.lookup.ask(connection.peer).await;
-    }
     match &selector.object_id {
         Some(id) => Ok(RequestedIdentity::Object(
             object_id::resolve(context, requester, id, resource).await?,
@@ -206,7 +200,7 @@ pub(crate) fn pod(context: &Context, requester: Requester<'_>) -> Result<Arc<Pod
         }
     };
     let peer = connection.peer;
-    match context.caller(peer).ok_or(Refusal::Starting)? {
+    match connection.caller(context).ok_or(Refusal::Starting)? {
         Caller::Pod(pod) if connection.is_of(&pod) => Ok(pod),
         Caller::Pod(_) => Err(Refusal::ChangedHands(peer)),
         Caller::Ambiguous => Err(Refusal::AmbiguousCaller(peer)),

@@ -53,7 +53,7 @@ pub struct Nmi {
     #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = ArgAction::Set)]
     compat_pick_first: bool,
-    /// How long a request for an identity that is being assigned is held
+    /// How long a request is held for an identity that is being assigned, or of a pod whose address is not known yet
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     assignment_wait: Duration,
     /// Resources of which tokens are fetched as soon as a pod is granted an identity, next to those it was asked for before
@@ -384,29 +384,31 @@ impl Nmi {
             allowed_categories,
             pod_requests: POD_REQUESTS,
             host_token_socket: self.door.host_token_socket.clone(),
-            attestor: self.attestor()?,
+            attestor: Some(self.attestor()?),
             probe: any(self.ports.probe),
             metrics: any(self.ports.prometheus),
         })
     }
 
-    fn attestor(&self) -> anyhow::Result<Option<Arc<Attestor>>> {
-        if self.door.attest == Attest::Address {
-            return Ok(None);
-        }
-        let strict = self.door.attest == Attest::Processes;
+    fn attestor(&self) -> anyhow::Result<Arc<Attestor>> {
         let asked = "--attest: the kernel cannot be asked";
-        let processes = match Processes::of_node().context(asked)? {
-            Ok(processes) => processes,
-            Err(unseen) if strict => bail!("--attest=processes: {unseen}"),
-            Err(unseen) => {
-                tracing::warn!("pods are known by their addresses alone, as {unseen}");
-                return Ok(None);
-            }
+        let strict = self.door.attest == Attest::Processes;
+        let processes = match self.door.attest {
+            Attest::Address => None,
+            Attest::Auto | Attest::Processes => match Processes::of_node().context(asked)? {
+                Ok(processes) => {
+                    tracing::info!("pods are known by the network namespaces of their processes");
+                    Some(processes)
+                }
+                Err(unseen) if strict => bail!("--attest=processes: {unseen}"),
+                Err(unseen) => {
+                    tracing::warn!("pods are known by their addresses alone, as {unseen}");
+                    None
+                }
+            },
         };
-        tracing::info!("pods are known by the network namespaces of their processes");
         let attestor = Attestor::open(processes, strict).context(asked)?;
-        Ok(Some(Arc::new(attestor)))
+        Ok(Arc::new(attestor))
     }
 
     fn refuse_contradictions(&self) -> anyhow::Result<()> {

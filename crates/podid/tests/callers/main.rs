@@ -321,3 +321,70 @@ fn steal(world: &World) {
     );
     until_given(world, "second", "writer");
 }
+
+/// The kubelet writes `status.podIP` some time after the pod's container has begun to run.
+#[test]
+fn pods_that_ask_before_the_api_server_has_their_addresses_get_their_own_tokens() {
+    for (pids, flag) in [
+        (PidNamespace::Machine, "--attest=auto"),
+        (PidNamespace::ContainerNode, "--attest=processes"),
+    ] {
+        let mut world = world(&["--attest=address"]);
+        world.nmi.take();
+        world.start_contained_nmi(pids, &[flag]);
+        world.wait_until_ready();
+        let mut running = Vec::new();
+        for (name, selector, address, wire) in [
+            ("first", "reader", FIRST, Wire::Bridge),
+            ("second", "writer", SECOND, Wire::Bridge),
+            ("third", "reader", ROUTED, Wire::Routed),
+        ] {
+            world.net.start_pod(name, address, wire);
+            let uid = world.schedule(name, &labelled(selector));
+            running.push(world.run_pod(name, &uid));
+        }
+        for (name, selector) in [
+            ("first", "reader"),
+            ("second", "writer"),
+            ("third", "reader"),
+        ] {
+            assert_eq!(given(&world, name), Ok(selector), "{name}: {}", world.log());
+        }
+        // With the address it is the same pod still.
+        world.report_address("first", FIRST);
+        assert_eq!(given(&world, "first"), Ok("reader"));
+    }
+}
+
+#[test]
+fn a_pod_whose_processes_are_not_seen_is_held_until_its_address_is_known() {
+    let world = world(&["--attest=address", "--assignment-wait=8s"]);
+    world.wait_until_ready();
+    world.net.start_pod("first", FIRST, Wire::Bridge);
+    world.schedule("first", &labelled("reader"));
+    let answer = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| given(&world, "first"));
+        world.report_address("first", FIRST);
+        asking.join().unwrap()
+    });
+    assert_eq!(answer, Ok("reader"), "{}", world.log());
+}
+
+#[test]
+fn what_is_no_pod_and_has_a_link_is_told_so_in_the_end() {
+    let world = world(&["--attest=address", "--assignment-wait=1s"]);
+    world.wait_until_ready();
+    world.net.start_pod("first", FIRST, Wire::Bridge);
+    let began = std::time::Instant::now();
+    let (status, said) = given(&world, "first").unwrap_err();
+    assert_eq!(status, 400, "{said}");
+    assert!(began.elapsed().as_secs() >= 1, "it was not held");
+    // Nor is it kept waiting that comes from the node itself.
+    let world = self::world(&[
+        "--attest=address",
+        "--assignment-wait=60s",
+        "--intercept-host-network",
+    ]);
+    world.wait_until_ready();
+    assert_eq!(given(&world, "node").unwrap_err().0, 400);
+}

@@ -241,17 +241,28 @@ impl World {
 
     /// A pod as the API server has it: the kubelet's part is a status. Gives its uid.
     pub fn register(&self, name: &str, address: Ipv4Addr, fields: &Value) -> String {
+        let uid = self.schedule(name, fields);
+        self.report_address(name, address);
+        uid
+    }
+
+    /// A pod of this node of which the kubelet has reported nothing yet. Gives its uid.
+    pub fn schedule(&self, name: &str, fields: &Value) -> String {
         let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "default" },
             "spec": { "nodeName": "node-1", "containers": [{ "name": "app", "image": "app" }] },
         });
         merge(&mut pod, fields);
         self.apply(&pod.to_string());
+        self.kubectl(&["get", "pod", name, "-o", "jsonpath={.metadata.uid}"], "")
+    }
+
+    /// The kubelet reports that the pod runs, and where.
+    pub fn report_address(&self, pod: &str, address: Ipv4Addr) {
         self.report(
-            name,
+            pod,
             &json!({ "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }] }),
         );
-        self.kubectl(&["get", "pod", name, "-o", "jsonpath={.metadata.uid}"], "")
     }
 
     /// What the kubelet reports.

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::caller::attest::Attestor;
 use crate::config::{Config, POD_REQUESTS};
 use crate::http::target::MAX_TARGET;
 use crate::metrics::Metrics;
@@ -81,6 +82,10 @@ impl Drop for Rig {
 }
 
 async fn rig() -> Rig {
+    rig_with(None).await
+}
+
+async fn rig_with(attestor: Option<Arc<Attestor>>) -> Rig {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let gate = Arc::new(Semaphore::new(1000));
@@ -114,7 +119,7 @@ async fn rig() -> Rig {
         allowed_categories: vec!["versions".into()],
         pod_requests: POD_REQUESTS,
         host_token_socket: None,
-        attestor: None,
+        attestor,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),
     };
@@ -541,4 +546,5 @@ async fn an_open_connection_does_not_pass_to_the_next_pod_with_the_address() {
     );
 }
 
+mod eager;
 mod lookups;

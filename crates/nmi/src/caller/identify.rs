@@ -29,32 +29,36 @@ use crate::context::Context;
 /// A held request is looked at again after this time even if the index does not change, because the watch may be interrupted.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Finds out which pod the caller is, if the index does not say so. Holds the request of a pod that is not known yet for up to
-/// `assignment_wait`.
-pub(crate) async fn identify(context: &Context, connection: &ConnectionContext) {
+/// Which pod the caller is, found out if the index does not say so; `None` until the index is complete. Holds the request of a pod
+/// that is not known yet for up to `assignment_wait`.
+pub(crate) async fn identify(context: &Context, connection: &ConnectionContext) -> Option<Caller> {
+    match connection.caller(context) {
+        caller if is_unknown(caller.as_ref()) => wait_for_pod(context, connection).await,
+        caller => caller,
+    }
+}
+
+async fn wait_for_pod(context: &Context, connection: &ConnectionContext) -> Option<Caller> {
     let until = Instant::now() + context.config.assignment_wait;
     // Subscribed before the first look, so that no change after it is missed.
     let mut changes = context.changes.subscribe();
-    while is_unknown(context, connection) {
+    loop {
         let peer = connection.ask_kernel(context).await;
-        if !is_unknown(context, connection) {
-            return;
+        if is_unknown(connection.caller(context).as_ref()) {
+            context.lookup.ask(connection.peer).await;
         }
-        context.lookup.ask(connection.peer).await;
+        let caller = connection.caller(context);
         let now = Instant::now();
-        if peer == LinkPeer::None || now >= until || !is_unknown(context, connection) {
-            return;
+        if peer == LinkPeer::None || now >= until || !is_unknown(caller.as_ref()) {
+            return caller;
         }
         let recheck = until.min(now + RECHECK_INTERVAL);
         let _ = tokio::time::timeout_at(recheck, changes.changed()).await;
     }
 }
 
-fn is_unknown(context: &Context, connection: &ConnectionContext) -> bool {
-    matches!(
-        connection.caller(context),
-        Some(Caller::Unknown | Caller::NotYet)
-    )
+fn is_unknown(caller: Option<&Caller>) -> bool {
+    matches!(caller, Some(Caller::Unknown | Caller::NotYet))
 }
 
 #[cfg(test)]

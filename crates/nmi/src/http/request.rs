@@ -140,10 +140,11 @@ async fn route(
         Endpoint::Token | Endpoint::Info | Endpoint::Category(_)
     );
     // A request that is refused whoever sends it, such as a client's probe without the header, is not held.
-    if is_served && admissible(context, &request).is_ok() {
-        identify(context, connection).await;
-    }
-    let caller = connection.caller(context);
+    let caller = if is_served && admissible(context, &request).is_ok() {
+        identify(context, connection).await
+    } else {
+        connection.caller(context)
+    };
     if let Some(Caller::Pod(pod)) = &caller {
         if !connection.is_of(pod) {
             return Err(Refusal::ChangedHands(connection.peer));

@@ -2,8 +2,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const MOUNTED: &str = "/sys/fs/cgroup";
+/// How often a group is looked at whose processes are ending, two seconds in all.
+const ENDING_CHECKS: u32 = 200;
+const ENDING_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A pod's group, below one of the test's own. Removed on drop, when its processes have ended.
 pub struct PodGroup {
@@ -113,15 +117,25 @@ fn make(group: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes a group, once the processes that end in it are gone.
+fn remove(group: &Path) {
+    for _ in 0..ENDING_CHECKS {
+        match std::fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(ENDING_CHECK_INTERVAL);
+            }
+            _ => return,
+        }
+    }
+}
+
 impl Drop for PodGroup {
     fn drop(&mut self) {
         for (group, root) in self.groups.iter().zip(&self.roots) {
-            let mut group = group.as_path();
-            // A group with a process that is ending cannot be removed yet; an empty directory in memory is left then.
-            while std::fs::remove_dir(group).is_ok() && group != root {
-                let Some(parent) = group.parent() else { break };
-                group = parent;
-            }
+            let levels = group
+                .ancestors()
+                .take_while(|level| level.starts_with(root));
+            levels.for_each(remove);
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use podid_testkit::cgroup::PodGroup;
@@ -143,7 +144,10 @@ impl World {
     /// its cgroup namespace shows no names, so that of its own pod it sees no uid. It has the mounts and capabilities that the
     /// chart gives it for `nmi.interceptHostNetwork=pods`.
     pub fn start_contained_nmi(&mut self, pids: PidNamespace, flags: &[&str]) {
-        let group = PodGroup::of_container("3f2504e0-4f89-41d3-9a0c-0305e82c3301", "nmi").unwrap();
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let uid = format!("3f2504e0-4f89-41d3-9a0c-{count:012}");
+        let group = PodGroup::of_container(&uid, "nmi").unwrap();
         let netns = self.net.name("node");
         let enter = format!(
             "{} && exec ip netns exec {netns} sh -c '{MOUNTS} && exec unshare --cgroup {CONFINED} \"$0\" \"$@\"' \"$0\" \"$@\"",

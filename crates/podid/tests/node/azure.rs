@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 pub const GROUP: &str = "nodes";
 const ARM: u16 = 8081;
 const ENTRA: u16 = 8082;
-const PATIENCE: Duration = Duration::from_secs(60);
+const AZURE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Azurite's well-known account and its key, with which the blob is put there.
 pub const ACCOUNT: &str = "devstoreaccount1";
 const ACCOUNT_KEY: &str =
@@ -120,7 +120,7 @@ impl Storage {
             .arg("--key")
             .arg(&tls.key);
         let azurite = Process::spawn(server, &folder.join("azurite.log")).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + AZURE_TIMEOUT;
         while !azurite.log().contains("successfully") {
             let late = Instant::now() > deadline || azurite.has_ended();
             assert!(!late, "Azurite does not start: {}", azurite.log());

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::azure::{GROUP, Simulated, Storage};
 
 /// How long anything may take that a test waits for.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(90);
 pub const TAINT: &str = "podid.io/agent-not-ready";
 pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
@@ -124,7 +124,7 @@ impl World {
         let mut words: Vec<String> = ["upgrade", "--install", "podid"].map(str::to_owned).into();
         words.push(chart.display().to_string());
         words.extend(["--create-namespace", "--wait"].map(str::to_owned));
-        words.push(format!("--timeout={}s", PATIENCE.as_secs()));
+        words.push(format!("--timeout={}s", CLUSTER_TIMEOUT.as_secs()));
         words.extend(
             values
                 .iter()
@@ -168,7 +168,7 @@ impl World {
 
     /// As [`World::kubectl`], of a command that waits for what its words say.
     pub fn kubectl_within(&self, words: &[&str]) -> String {
-        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        let timeout = format!("--timeout={}s", CLUSTER_TIMEOUT.as_secs());
         self.kubectl(&[words, &[&timeout]].concat())
     }
 
@@ -188,7 +188,7 @@ impl World {
 
     /// Polls until something holds that no Kubernetes object tells.
     pub fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CLUSTER_TIMEOUT;
         while !holds() {
             assert!(
                 Instant::now() < deadline,

@@ -21,6 +21,7 @@ use crate::{Config, Mic, MicError};
 
 mod chaos;
 mod cluster;
+mod drift;
 mod faults;
 mod scale;
 mod simulated;

@@ -2,6 +2,7 @@
 //! the first sentences of the modules' docs finds exactly these files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use podid_testkit::tools::repository;
 
@@ -101,8 +102,11 @@ fn openings() -> BTreeMap<String, String> {
     for entry in crates {
         let name = entry.unwrap().file_name().into_string().unwrap();
         for (file, text) in sources(&repository().join("crates").join(&name).join("src")) {
+            let of_tests = Path::new(&file)
+                .iter()
+                .any(|part| part == "tests" || part == "tests.rs");
             let opening = opening(&text);
-            if !opening.is_empty() {
+            if !of_tests && !opening.is_empty() {
                 found.insert(format!("crates/{name}/src/{file}"), opening);
             }
         }

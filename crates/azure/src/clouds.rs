@@ -5,14 +5,12 @@
 use std::path::Path;
 
 use reqwest::Url;
-use serde::Deserialize;
 
 use crate::endpoints::{Endpoints, IMDS};
+use crate::fields::{Fields, fold};
 
 /// The variable that names the file of a custom cloud.
 pub const ENVIRONMENT_FILE: &str = "AZURE_ENVIRONMENT_FILEPATH";
-/// The cloud name in a configuration that stands for the custom cloud of that file.
-const CUSTOM: &str = "AzureStackCloud";
 
 /// Why there are no endpoints of a cloud.
 #[derive(Debug, thiserror::Error)]
@@ -49,25 +47,21 @@ pub enum CloudError {
 /// [`CloudError`].
 pub fn endpoints(name: &str, file: Option<&Path>) -> Result<Endpoints, CloudError> {
     let known = |authority, arm: &str| of(authority, arm, arm);
-    if name.is_empty() || name.eq_ignore_ascii_case("AzurePublicCloud") {
-        known(
+    match name.to_ascii_lowercase().as_str() {
+        "" | "azurepubliccloud" | "azurecloud" => known(
             "https://login.microsoftonline.com/",
             "https://management.azure.com/",
-        )
-    } else if name.eq_ignore_ascii_case("AzureUSGovernmentCloud") {
-        known(
+        ),
+        "azureusgovernmentcloud" | "azureusgovernment" => known(
             "https://login.microsoftonline.us/",
             "https://management.usgovcloudapi.net/",
-        )
-    } else if name.eq_ignore_ascii_case("AzureChinaCloud") {
-        known(
+        ),
+        "azurechinacloud" => known(
             "https://login.partner.microsoftonline.cn/",
             "https://management.chinacloudapi.cn/",
-        )
-    } else if name.eq_ignore_ascii_case(CUSTOM) {
-        custom(file.ok_or(CloudError::NoFile)?)
-    } else {
-        Err(CloudError::Unknown(name.chars().take(100).collect()))
+        ),
+        "azurestackcloud" => custom(file.ok_or(CloudError::NoFile)?),
+        _ => Err(CloudError::Unknown(name.chars().take(100).collect())),
     }
 }
 
@@ -90,16 +84,13 @@ pub fn is_authority(url: &Url) -> bool {
             .is_some_and(|host| AUTHORITIES.contains(&host))
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Environment {
-    resource_manager_endpoint: String,
-    active_directory_endpoint: String,
-    #[serde(default)]
-    token_audience: String,
-    #[serde(default)]
-    service_management_endpoint: String,
-}
+/// The fields of a custom cloud's file that are read; the first two must be there.
+const ENVIRONMENT: [&str; 4] = [
+    "activeDirectoryEndpoint",
+    "resourceManagerEndpoint",
+    "tokenAudience",
+    "serviceManagementEndpoint",
+];
 
 fn custom(path: &Path) -> Result<Endpoints, CloudError> {
     let unreadable = |reason: String| CloudError::Unreadable {
@@ -107,22 +98,17 @@ fn custom(path: &Path) -> Result<Endpoints, CloudError> {
         reason,
     };
     let text = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-    let environment: Environment =
-        serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
-    let audience = [
-        &environment.token_audience,
-        &environment.service_management_endpoint,
-        &environment.resource_manager_endpoint,
-    ]
-    .into_iter()
-    .find(|text| !text.is_empty())
-    .cloned()
-    .unwrap_or_default();
-    of(
-        &environment.active_directory_endpoint,
-        &environment.resource_manager_endpoint,
-        &audience,
-    )
+    let known = |folded: &str| ENVIRONMENT.iter().any(|name| fold(name) == folded);
+    let fields = Fields::parse(&text, known).map_err(unreadable)?;
+    let needed = |name: &str| match fields.text(name) {
+        text if text.is_empty() => Err(unreadable(format!("{name} is missing"))),
+        text => Ok(text),
+    };
+    let authority = needed("activeDirectoryEndpoint")?;
+    let arm = needed("resourceManagerEndpoint")?;
+    let audience = ["tokenAudience", "serviceManagementEndpoint"].map(|name| fields.text(name));
+    let audience = audience.iter().find(|text| !text.is_empty());
+    of(&authority, &arm, audience.unwrap_or(&arm))
 }
 
 fn of(authority: &str, arm: &str, audience: &str) -> Result<Endpoints, CloudError> {
@@ -158,6 +144,9 @@ mod tests {
         assert_eq!(public, endpoints("AZUREPUBLICCLOUD", None).unwrap());
         assert_eq!(public.arm_audience, "https://management.azure.com/");
         assert_eq!(public.imds.as_str(), "http://169.254.169.254/");
+        assert_eq!(public, endpoints("AzureCloud", None).unwrap());
+        let government = endpoints("AzureUSGovernmentCloud", None).unwrap();
+        assert_eq!(government, endpoints("AzureUSGovernment", None).unwrap());
         let china = endpoints("AzureChinaCloud", None).unwrap();
         assert!(china.authority.as_str().contains("microsoftonline.cn"));
         assert!(matches!(
@@ -181,6 +170,10 @@ mod tests {
         assert_eq!(cloud.authority.port(), Some(2));
         assert_eq!(cloud.arm_audience, "https://management.azure.com/");
         assert!(matches!(read("{}"), Err(CloudError::Unreadable { .. })));
+        let found = read(
+            "\u{feff}ResourceManagerEndpoint: http://127.0.0.1:1/\nactiveDirectoryEndpoint: http://127.0.0.1:2/\ntokenAudience: null\n",
+        );
+        assert_eq!(found.unwrap().arm_audience, "http://127.0.0.1:1/");
         assert!(matches!(
             read(
                 r#"{"resourceManagerEndpoint":"file:///etc/passwd","activeDirectoryEndpoint":"http://x/"}"#

@@ -5,13 +5,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use podid_policy::ids::{ClientId, IdError};
-use serde::{Deserialize, Deserializer};
+use podid_policy::ids::{ClientId, IdError, ResourceId};
 use zeroize::Zeroizing;
 
 use crate::certificate::Certificate;
 use crate::clouds::{self, CloudError};
 use crate::endpoints::Endpoints;
+use crate::fields::{Fields, fold};
+use crate::imds::Identity;
 
 /// The largest file in bytes that is read, of `azure.json`, tokens and certificates; real ones have a few KiB.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -30,7 +31,7 @@ pub enum ConfigError {
     /// The cloud is not known.
     #[error(transparent)]
     Cloud(#[from] CloudError),
-    /// A client id is malformed.
+    /// An id is malformed.
     #[error("{field}: {cause}")]
     Malformed {
         /// Its name in the file.
@@ -38,6 +39,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         cause: IdError,
     },
+    /// A switch is neither on nor off.
+    #[error("{0}: expected true or false")]
+    NotABool(&'static str),
+    /// A field seems to name the managed identity, and does not in this spelling.
+    #[error(
+        "{0} is not a field of azure.json, so that another identity would be used: write userAssignedIdentityID, with the client id or the resource id of the identity"
+    )]
+    UnknownField(String),
     /// There is no usable credential.
     #[error(
         "no credential: set useManagedIdentityExtension (USE_MSI), or tenantId, aadClientId and aadClientSecret (TENANT_ID, CLIENT_ID, CLIENT_SECRET), or AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE"
@@ -56,11 +65,8 @@ pub enum ConfigError {
 /// The credential with which the controller calls Azure Resource Manager.
 #[derive(Clone)]
 pub enum Credential {
-    /// The node's managed identity: the system-assigned one, or the user-assigned one with this client id.
-    ManagedIdentity {
-        /// `None`: system-assigned.
-        client_id: Option<ClientId>,
-    },
+    /// A managed identity of the node.
+    ManagedIdentity(Identity),
     /// A service principal with a secret.
     Secret {
         /// The tenant.
@@ -93,12 +99,13 @@ pub enum Credential {
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ManagedIdentity { client_id: None } => {
-                f.write_str("the system-assigned identity")
+            Self::ManagedIdentity(Identity::System) => f.write_str("the system-assigned identity"),
+            Self::ManagedIdentity(Identity::Client(id)) => {
+                write!(f, "the user-assigned identity {}", id.redacted())
             }
-            Self::ManagedIdentity {
-                client_id: Some(id),
-            } => write!(f, "the user-assigned identity {}", id.redacted()),
+            Self::ManagedIdentity(Identity::Resource(id)) => {
+                write!(f, "the user-assigned identity {id}")
+            }
             Self::Secret { client_id, .. } => {
                 write!(f, "the service principal {}", client_id.redacted())
             }
@@ -127,36 +134,87 @@ pub struct CloudConfig {
     pub credential: Credential,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default, rename_all = "camelCase")]
-struct AzureJson {
-    cloud: String,
-    tenant_id: String,
-    aad_client_id: String,
-    aad_client_secret: Zeroizing<String>,
-    #[serde(deserialize_with = "loose_bool")]
-    use_managed_identity_extension: bool,
-    #[serde(rename = "userAssignedIdentityID")]
-    user_assigned_identity_id: String,
-    aad_client_cert_path: String,
-    aad_client_cert_password: Zeroizing<String>,
-    #[serde(deserialize_with = "loose_bool")]
-    use_federated_workload_identity_extension: bool,
-    aad_federated_token_file: String,
+/// The names of fields in errors, which are others in the environment than in the file.
+#[derive(Default)]
+struct Names {
+    managed_identity: &'static str,
+    user_assigned: &'static str,
+    client_id: &'static str,
 }
 
-/// Real files have both `true` and `"true"`.
-fn loose_bool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Loose {
-        Bool(bool),
-        Text(String),
+/// What the file says, or the environment in its place.
+#[derive(Default)]
+struct AzureJson {
+    names: Names,
+    cloud: String,
+    tenant_id: String,
+    client_id: String,
+    client_secret: Zeroizing<String>,
+    managed_identity: String,
+    user_assigned: String,
+    /// A field of the file that seems to stand for `user_assigned`.
+    misspelt: Option<String>,
+    certificate: String,
+    certificate_password: Zeroizing<String>,
+    federated: String,
+    token_file: String,
+}
+
+/// What fields that name the managed identity begin with, whatever else tools make of their names.
+const USER_ASSIGNED: &str = "userAssigned";
+/// The field that names the managed identity.
+const USER_ASSIGNED_ID: &str = "userAssignedIdentityID";
+/// The switch of workload identity federation.
+const FEDERATED: &str = "useFederatedWorkloadIdentityExtension";
+/// The other fields of `azure.json` that are read.
+const FIELDS: [&str; 9] = [
+    "cloud",
+    "tenantId",
+    "aadClientId",
+    "aadClientSecret",
+    "aadClientCertPath",
+    "aadClientCertPassword",
+    "useManagedIdentityExtension",
+    FEDERATED,
+    "aadFederatedTokenFile",
+];
+
+impl AzureJson {
+    fn parse(file: &[u8]) -> Result<Self, String> {
+        let fields = Fields::parse(file, |folded| {
+            folded.starts_with(&fold(USER_ASSIGNED))
+                || FIELDS.iter().any(|name| fold(name) == folded)
+        })?;
+        let mut named = fields.starting_with(USER_ASSIGNED);
+        let misspelt = named.find(|name| fold(name) != fold(USER_ASSIGNED_ID));
+        Ok(Self {
+            names: Names {
+                managed_identity: "useManagedIdentityExtension",
+                user_assigned: USER_ASSIGNED_ID,
+                client_id: "aadClientId",
+            },
+            misspelt: misspelt.map(str::to_owned),
+            cloud: fields.text("cloud"),
+            tenant_id: fields.text("tenantId"),
+            client_id: fields.text("aadClientId"),
+            client_secret: fields.secret("aadClientSecret"),
+            managed_identity: fields.text("useManagedIdentityExtension"),
+            user_assigned: fields.text(USER_ASSIGNED_ID),
+            certificate: fields.text("aadClientCertPath"),
+            certificate_password: fields.secret("aadClientCertPassword"),
+            federated: fields.text(FEDERATED),
+            token_file: fields.text("aadFederatedTokenFile"),
+        })
     }
-    Ok(match Loose::deserialize(deserializer)? {
-        Loose::Bool(value) => value,
-        Loose::Text(text) => text.eq_ignore_ascii_case("true"),
-    })
+}
+
+/// The words of YAML and of Go for true and false; any other is refused, as it would choose another principal.
+fn switch(field: &'static str, text: &str) -> Result<bool, ConfigError> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "on" | "1" => Ok(true),
+        "" | "false" | "f" | "no" | "n" | "off" | "0" => Ok(false),
+        _ => Err(ConfigError::NotABool(field)),
+    }
 }
 
 impl CloudConfig {
@@ -170,15 +228,10 @@ impl CloudConfig {
             reason,
         };
         let text = read_file(path).map_err(unreadable)?;
-        let json = serde_json::from_slice(&text).map_err(|error| {
-            // The text of serde may quote a secret.
-            unreadable(format!(
-                "not the expected JSON (line {}, column {})",
-                error.line(),
-                error.column()
-            ))
-        })?;
-        Self::from_json(json, environment_file)
+        Self::from_json(
+            AzureJson::parse(&text).map_err(unreadable)?,
+            environment_file,
+        )
     }
 
     /// Reads the variables that stand for the file: `CLOUD`, `TENANT_ID`, `CLIENT_ID`, `CLIENT_SECRET`, `USE_MSI` and
@@ -193,25 +246,30 @@ impl CloudConfig {
     ) -> Result<Self, ConfigError> {
         let text = |name: &str| variable(name).unwrap_or_default();
         let mut json = AzureJson {
+            names: Names {
+                managed_identity: "USE_MSI",
+                user_assigned: "USER_ASSIGNED_MSI_CLIENT_ID",
+                client_id: "CLIENT_ID",
+            },
             cloud: text("CLOUD"),
             tenant_id: text("TENANT_ID"),
-            aad_client_id: text("CLIENT_ID"),
-            aad_client_secret: Zeroizing::new(text("CLIENT_SECRET")),
-            use_managed_identity_extension: text("USE_MSI").eq_ignore_ascii_case("true"),
-            user_assigned_identity_id: text("USER_ASSIGNED_MSI_CLIENT_ID"),
+            client_id: text("CLIENT_ID"),
+            client_secret: Zeroizing::new(text("CLIENT_SECRET")),
+            managed_identity: text("USE_MSI"),
+            user_assigned: text("USER_ASSIGNED_MSI_CLIENT_ID"),
             ..AzureJson::default()
         };
-        let token_file = text("AZURE_FEDERATED_TOKEN_FILE");
-        let federated = !json.use_managed_identity_extension
-            && json.aad_client_secret.is_empty()
-            && !token_file.is_empty();
+        json.token_file = text("AZURE_FEDERATED_TOKEN_FILE");
+        let federated = !json.uses_managed_identity()?
+            && json.client_secret.is_empty()
+            && !json.token_file.is_empty();
         if !federated {
             return Self::from_json(json, environment_file);
         }
+        json.names.client_id = "AZURE_CLIENT_ID";
+        json.federated = "true".to_owned();
         json.tenant_id = text("AZURE_TENANT_ID");
-        json.aad_client_id = text("AZURE_CLIENT_ID");
-        json.use_federated_workload_identity_extension = true;
-        json.aad_federated_token_file = token_file;
+        json.client_id = text("AZURE_CLIENT_ID");
         let mut config = Self::from_json(json, environment_file)?;
         let authority = text("AZURE_AUTHORITY_HOST");
         if !authority.is_empty() {
@@ -229,46 +287,46 @@ impl CloudConfig {
 }
 
 impl AzureJson {
+    fn uses_managed_identity(&self) -> Result<bool, ConfigError> {
+        switch(self.names.managed_identity, &self.managed_identity)
+    }
+
     /// The first of these that is configured: managed identity, federation, client secret, certificate.
     fn credential(self) -> Result<Credential, ConfigError> {
-        let own = self.user_assigned_identity_id.trim();
-        if self.use_managed_identity_extension {
-            let client_id = (!own.is_empty()).then(|| client_id("userAssignedIdentityID", own));
-            let client_id = client_id.transpose()?;
-            return Ok(Credential::ManagedIdentity { client_id });
+        if self.uses_managed_identity()? {
+            return self.identity_of_node().map(Credential::ManagedIdentity);
         }
         let tenant: Arc<str> = self.tenant_id.trim().into();
-        let application = self.aad_client_id.trim();
+        let application = self.client_id.trim();
         if tenant.is_empty() || application.is_empty() {
             return Err(ConfigError::NoCredential);
         }
-        let client_id = client_id("aadClientId", application)?;
-        let (token, certificate) = (&self.aad_federated_token_file, &self.aad_client_cert_path);
-        if self.use_federated_workload_identity_extension && !token.is_empty() {
-            let token_file = PathBuf::from(token);
+        let client_id = client_id(self.names.client_id, application)?;
+        if switch(FEDERATED, &self.federated)? && !self.token_file.is_empty() {
+            let token_file = PathBuf::from(self.token_file);
             return Ok(Credential::Federated {
                 tenant,
                 client_id,
                 token_file,
             });
         }
-        if !self.aad_client_secret.trim().is_empty() {
-            let secret = Arc::new(self.aad_client_secret);
+        if !self.client_secret.trim().is_empty() {
+            let secret = Arc::new(self.client_secret);
             return Ok(Credential::Secret {
                 tenant,
                 client_id,
                 secret,
             });
         }
-        if certificate.is_empty() {
+        if self.certificate.is_empty() {
             return Err(ConfigError::NoCredential);
         }
         let unusable = |cause: String| ConfigError::Certificate {
-            path: certificate.clone(),
+            path: self.certificate.clone(),
             cause,
         };
-        let file = read_file(Path::new(certificate)).map_err(unusable)?;
-        let certificate = Certificate::read(&file, &self.aad_client_cert_password)
+        let file = read_file(Path::new(&self.certificate)).map_err(unusable)?;
+        let certificate = Certificate::read(&file, &self.certificate_password)
             .map_err(|error| unusable(error.to_string()))?;
         Ok(Credential::Certificate {
             tenant,
@@ -276,10 +334,27 @@ impl AzureJson {
             certificate: Arc::new(certificate),
         })
     }
+
+    /// The identity by its client id or its resource id; the system-assigned one only where nothing names another.
+    fn identity_of_node(self) -> Result<Identity, ConfigError> {
+        let (field, id) = (self.names.user_assigned, self.user_assigned.trim());
+        if id.contains('/') {
+            let id = ResourceId::parse(id);
+            let id = id.map_err(|cause| ConfigError::Malformed { field, cause })?;
+            return Ok(Identity::Resource(id));
+        }
+        if !id.is_empty() {
+            return client_id(field, id).map(Identity::Client);
+        }
+        match self.misspelt {
+            Some(name) => Err(ConfigError::UnknownField(name)),
+            None => Ok(Identity::System),
+        }
+    }
 }
 
 fn client_id(field: &'static str, text: &str) -> Result<ClientId, ConfigError> {
-    ClientId::parse(text.trim()).map_err(|cause| ConfigError::Malformed { field, cause })
+    ClientId::parse(text).map_err(|cause| ConfigError::Malformed { field, cause })
 }
 
 /// A file's content, wiped when dropped.

@@ -21,6 +21,7 @@ pub mod entra;
 pub mod error;
 #[cfg(test)]
 mod fake;
+mod fields;
 pub mod imds;
 mod pfx;
 pub mod token;

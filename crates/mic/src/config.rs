@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use podid_policy::ids::ClientId;
+use podid_policy::ids::{ClientId, ResourceId};
 use podid_policy::matching::Scope;
 
 /// Settings of the controller. [`Config::new`] gives the defaults of the command line.
@@ -22,8 +22,8 @@ pub struct Config {
     pub lease_duration: Duration,
     /// Whether bindings select pods of their own namespace only.
     pub scope: Scope,
-    /// Identities that are never detached, by client id.
-    pub immutable: BTreeSet<ClientId>,
+    /// Identities that are never detached.
+    pub immutable: Immutable,
     /// How often each host is compared with Azure; one where nothing changes is compared less often.
     pub reconcile_interval: Duration,
     /// How often every AzureAssignedIdentity is compared with what it must be (resync).
@@ -44,6 +44,15 @@ pub struct Config {
     pub metrics: SocketAddr,
 }
 
+/// Identities that are never detached: those that an operator lists, and the controller's own.
+#[derive(Debug, Clone, Default)]
+pub struct Immutable {
+    /// By their client ids.
+    pub client_ids: BTreeSet<ClientId>,
+    /// By their ARM ids.
+    pub resource_ids: BTreeSet<ResourceId>,
+}
+
 impl Config {
     /// The defaults, for a replica of this name in this namespace.
     pub fn new(instance: &str, namespace: &str) -> Self {
@@ -55,7 +64,7 @@ impl Config {
             lease_name: "aad-pod-identity-mic".to_owned(),
             lease_duration: Duration::from_secs(15),
             scope: Scope::Namespaced,
-            immutable: BTreeSet::new(),
+            immutable: Immutable::default(),
             reconcile_interval: Duration::from_secs(180),
             sync_interval: Duration::from_secs(3600),
             linger: Duration::from_secs(30),

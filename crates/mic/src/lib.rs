@@ -62,7 +62,7 @@ use crate::context::Context;
 use crate::host::worker;
 use crate::report::{conditions, events};
 
-pub use config::Config;
+pub use config::{Config, Immutable};
 pub use host::cloud::{Fault, HostChange, HostClient, HostError, HostIdentities, MAX_CHANGE};
 
 /// Why the controller stopped before it was told to.

@@ -270,15 +270,19 @@ async fn what_others_or_the_immutable_list_hold_stays() {
     world.bound(2);
     world.pod("one", "n1", "s1");
     world.pod("two", "n1", "s2");
+    world.bound(3);
+    world.pod("three", "n1", "s3");
     let mut config = config("mic-0");
-    config.immutable = BTreeSet::from([ClientId::parse(&client_id(2)).unwrap()]);
+    config.immutable.client_ids = BTreeSet::from([ClientId::parse(&client_id(2)).unwrap()]);
+    config.immutable.resource_ids = only(&[3]);
     let mic = world.start(config).await;
-    world.until("assigned", |w| w.assigned() == 2).await;
-    world.api.delete("pods", "ns", "one");
-    world.api.delete("pods", "ns", "two");
+    world.until("assigned", |w| w.assigned() == 3).await;
+    for pod in ["one", "two", "three"] {
+        world.api.delete("pods", "ns", pod);
+    }
     world.until("gone", |w| w.objects().is_empty()).await;
     sleep(Duration::from_secs(600)).await;
-    assert_eq!(world.azure.attached(&host(1)), only(&[1, 2]));
+    assert_eq!(world.azure.attached(&host(1)), only(&[1, 2, 3]));
     mic.stop().await;
 }
 

@@ -6,6 +6,7 @@
 
 // A benchmark is a program that prints.
 #![allow(clippy::print_stdout)]
+#![allow(clippy::unwrap_used, reason = "what it shares with the tests")]
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -18,7 +19,7 @@ use kube::{Api, Client};
 use podid_api::assigned::AzureAssignedIdentity;
 use podid_cluster::lenient::Lenient;
 use podid_cluster::watch::{Change, WatchStatus};
-use podid_sim::azure::{self, Azure, Control, HostKind, Role};
+use podid_sim::azure::{self, Control, HostKind};
 use podid_testkit::apiserver::ApiServer;
 use podid_testkit::process::{Process, command};
 use serde::Deserialize;
@@ -26,9 +27,13 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+#[path = "../tests/world/azure.rs"]
+mod shared;
+
+use shared::GROUP;
+
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const GROUP: &str = "nodes";
 const SETS: usize = 20;
 const NODES: usize = 100;
 const IDENTITIES: usize = 100;
@@ -183,20 +188,15 @@ async fn measure(pods: usize, rest: Duration) -> Outcome<Figures> {
     let server = ApiServer::start().await?;
     server.install_crds().await?;
     let client = server.client().await?;
-    let azure = Azure::bind(azure::Config {
+    let azure = shared::start(azure::Config {
         patch_latency: PATCH_TAKES,
         ..azure::Config::default()
     })
-    .await?;
-    let control = azure.control();
-    let environment = json!({
-        "resourceManagerEndpoint": format!("http://{}/", azure.arm()),
-        "activeDirectoryEndpoint": format!("http://{}/", azure.entra()),
-        "tokenAudience": "https://management.azure.com/",
-    });
-    tokio::spawn(azure.run(stop.clone()));
+    .await;
+    shared::write_azure(folder.path(), &azure);
+    let control = azure.control.clone();
     furnish(&client, &control).await?;
-    let mic = start(folder.path(), &server, &control, &environment)?;
+    let mic = start(folder.path(), &server)?;
     wait_for(&mic, "leading").await?;
     let assigned = count(&client, stop.clone());
 
@@ -220,7 +220,7 @@ async fn measure(pods: usize, rest: Duration) -> Outcome<Figures> {
     let writes = writes(&client).await?;
     let at_rest = (memory(&mic, "VmHWM:")?, memory(&mic, "VmRSS:")?);
     drop(mic);
-    let mic = start(folder.path(), &server, &control, &environment)?;
+    let mic = start(folder.path(), &server)?;
     wait_for(&mic, "leading").await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     Ok(Figures {
@@ -291,30 +291,8 @@ fn node(n: usize) -> String {
 }
 
 /// Starts `podid mic` as an application that may change hosts and assign identities.
-fn start(
-    folder: &Path,
-    server: &ApiServer,
-    azure: &Control,
-    environment: &Value,
-) -> Outcome<Process> {
-    let (application, principal) = azure.create_application("secret");
-    let scope = format!(
-        "/subscriptions/{}/resourceGroups/{GROUP}",
-        azure.subscription()
-    );
-    for role in [
-        Role::VirtualMachineContributor,
-        Role::ManagedIdentityOperator,
-    ] {
-        azure.assign_role(&principal, role, &scope);
-    }
-    let cloud = json!({
-        "cloud": "AzureStackCloud", "tenantId": azure.tenant(),
-        "aadClientId": application, "aadClientSecret": "secret",
-    });
-    let (config, endpoints) = (folder.join("azure.json"), folder.join("endpoints.json"));
-    std::fs::write(&config, cloud.to_string())?;
-    std::fs::write(&endpoints, environment.to_string())?;
+fn start(folder: &Path, server: &ApiServer) -> Outcome<Process> {
+    let (config, endpoints) = (folder.join("azure.json"), folder.join("cloud.json"));
     let mut mic = command(None, env!("CARGO_BIN_EXE_podid"));
     mic.args([
         "mic",

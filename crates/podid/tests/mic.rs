@@ -15,14 +15,17 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use podid_sim::azure::{Azure, Control, HostKind, Role};
+use podid_sim::azure::{Azure, Control, HostKind};
 use podid_sim::cluster::{self, Cluster};
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-const GROUP: &str = "nodes";
+#[path = "world/azure.rs"]
+mod shared;
+
+use shared::GROUP;
 
 struct World {
     scratch: tempfile::TempDir,
@@ -53,25 +56,13 @@ impl World {
         let cluster = Cluster::bind(cluster::Config::default()).await.unwrap();
         let control = azure.control();
         let set = control.create_host(HostKind::ScaleSet, GROUP, "pool");
-        let (application, principal) = control.create_application("first");
-        let scope = format!(
-            "/subscriptions/{}/resourceGroups/{GROUP}",
-            control.subscription()
-        );
-        for role in [
-            Role::VirtualMachineContributor,
-            Role::ManagedIdentityOperator,
-        ] {
-            control.assign_role(&principal, role, &scope);
-        }
+        let application = shared::controller(&control);
+        control.rotate_secret(&application, "first");
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("kubeconfig"), cluster.kubeconfig()).unwrap();
-        let environment = json!({
-            "resourceManagerEndpoint": format!("http://{}/", azure.arm()),
-            "activeDirectoryEndpoint": format!("http://{}/", azure.entra()),
-            "tokenAudience": "https://management.azure.com/",
-        });
-        std::fs::write(scratch.path().join("cloud.json"), environment.to_string()).unwrap();
+        let (arm, entra) = (azure.arm(), azure.entra());
+        let (arm, entra) = (format!("http://{arm}"), format!("http://{entra}"));
+        shared::write_environment(&scratch.path().join("cloud.json"), arm, entra);
         let address = cluster.addr();
         let (a, b) = (stop.clone(), stop.clone());
         tokio::spawn(async move { azure.run(a).await });
@@ -440,33 +431,40 @@ fn at_the_metadata_address<F: Future<Output = ()>>(story: impl FnOnce() -> F + S
     }
 }
 
-/// The node's own identity, system-assigned or user-assigned, by the metadata service.
-async fn as_the_node(user_assigned: bool) {
+/// How `azure.json` names the node's own identity.
+enum Own {
+    System,
+    ByClientId,
+    ByResourceId,
+}
+
+/// The node's own identity by the metadata service.
+async fn as_the_node(named: Own) {
     let world = World::build().await;
     let node = world
         .azure
         .create_host(HostKind::VirtualMachine, "system", "controller");
-    let (own, principal) = if user_assigned {
-        let identity = world.azure.create_identity("system", "own");
-        world.azure.attach(&node, &identity);
-        (identity.client_id, identity.principal_id)
-    } else {
-        (String::new(), world.azure.enable_system(&node).unwrap())
+    let (own, principal) = match named {
+        Own::System => (String::new(), world.azure.enable_system(&node).unwrap()),
+        Own::ByClientId | Own::ByResourceId => {
+            let identity = world.azure.create_identity("system", "own");
+            world.azure.attach(&node, &identity);
+            // Another one, so that the one without a name is not the right one.
+            world.azure.enable_system(&node).unwrap();
+            let by_client_id = matches!(named, Own::ByClientId);
+            let own = if by_client_id {
+                identity.client_id
+            } else {
+                identity.id
+            };
+            (own, identity.principal_id)
+        }
     };
-    let scope = format!(
-        "/subscriptions/{}/resourceGroups/{GROUP}",
-        world.azure.subscription()
-    );
-    for role in [
-        Role::VirtualMachineContributor,
-        Role::ManagedIdentityOperator,
-    ] {
-        world.azure.assign_role(&principal, role, &scope);
-    }
+    shared::allow(&world.azure, &principal);
     let imds = SocketAddr::from(([169, 254, 169, 254], 80));
     world.azure.serve_imds(&node, None, imds).await.unwrap();
     let file = world.write("azure.json", &json!({
-        "cloud": "AzureStackCloud", "useManagedIdentityExtension": true, "userAssignedIdentityID": own,
+        "cloud": "AzureStackCloud", "useManagedIdentityExtension": true, "userAssignedIdentityId": own,
         "aadClientId": "msi", "aadClientSecret": "msi",
     }).to_string());
     let mut mic = world.start(&[&format!("--cloudconfig={file}")], &[]);
@@ -477,10 +475,15 @@ async fn as_the_node(user_assigned: bool) {
 
 #[test]
 fn the_nodes_system_assigned_identity() {
-    at_the_metadata_address(|| as_the_node(false));
+    at_the_metadata_address(|| as_the_node(Own::System));
 }
 
 #[test]
 fn a_user_assigned_identity_of_the_node() {
-    at_the_metadata_address(|| as_the_node(true));
+    at_the_metadata_address(|| as_the_node(Own::ByClientId));
+}
+
+#[test]
+fn a_user_assigned_identity_of_the_node_by_its_resource_id() {
+    at_the_metadata_address(|| as_the_node(Own::ByResourceId));
 }

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::config::{Credential, read_file};
 use crate::entra::{self, Entra};
 use crate::error::{Error, ErrorKind, Service};
-use crate::imds::{Identity, Imds};
+use crate::imds::Imds;
 use crate::token::Token;
 
 /// A token that is valid for less than five minutes is replaced before use, so that no request outlives it.
@@ -75,9 +75,8 @@ impl TokenHolder {
 
     async fn fetch(&self) -> Result<Token, Error> {
         match &self.credential {
-            Credential::ManagedIdentity { client_id } => {
-                let identity = client_id.clone().map_or(Identity::System, Identity::Client);
-                self.imds.token(&identity, &self.audience).await
+            Credential::ManagedIdentity(identity) => {
+                self.imds.token(identity, &self.audience).await
             }
             Credential::Secret {
                 tenant,

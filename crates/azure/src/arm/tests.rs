@@ -1,5 +1,6 @@
 use super::*;
 use crate::fake::{Answer, Fake, Seen};
+use crate::imds::Identity;
 use podid_policy::ids::ResourceId;
 use podid_policy::ids::{ClientId, HostKey};
 use serde_json::json;
@@ -24,7 +25,7 @@ async fn start(answers: impl IntoIterator<Item = Answer>) -> (Fake, Arm) {
         arm: fake.url.clone(),
         arm_audience: "https://management.azure.com/".into(),
     };
-    let credential = Credential::ManagedIdentity { client_id: None };
+    let credential = Credential::ManagedIdentity(Identity::System);
     (fake, Arm::new(&endpoints, credential, None).unwrap())
 }
 

@@ -52,6 +52,7 @@ use podid_policy::ids::{ClientId, HostKey, ResourceId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::config::Immutable;
 use crate::host::cloud::{Fault, HostIdentities};
 use crate::host::debounce::Debounce;
 use crate::host::ownership::Ownership;
@@ -208,7 +209,7 @@ impl Host {
     }
 
     /// Whether podid is going to detach the identity, so that objects that show it must wait.
-    pub(crate) fn will_detach(&self, id: &ResourceId, immutable: &BTreeSet<ClientId>) -> bool {
+    pub(crate) fn will_detach(&self, id: &ResourceId, immutable: &Immutable) -> bool {
         self.ownership.owned.contains_key(id)
             && !self.is_wanted(id)
             && self.has(id) != Some(false)
@@ -244,11 +245,12 @@ impl Host {
         }
     }
 
-    /// Whether the identity has a client id that is never detached, by what Azure shows or by the record.
-    fn is_immutable(&self, id: &ResourceId, immutable: &BTreeSet<ClientId>) -> bool {
+    /// Whether the identity is never detached, by its ARM id, or by its client id as Azure or the record shows it.
+    fn is_immutable(&self, id: &ResourceId, immutable: &Immutable) -> bool {
         let recorded = self.ownership.owned.get(id).and_then(Option::as_ref);
         let known = [self.shown_client_id(id), recorded];
-        known.into_iter().flatten().any(|c| immutable.contains(c))
+        let mut known = known.into_iter().flatten();
+        immutable.resource_ids.contains(id) || known.any(|c| immutable.client_ids.contains(c))
     }
 }
 

@@ -179,6 +179,7 @@ async fn scenario_12_an_immutable_identity_stays() {
     let listed = identity.client_id.to_uppercase();
     config
         .immutable
+        .client_ids
         .extend(podid_policy::ids::ClientId::parse(&listed));
     let mic = world.start(config).await;
     world.pod("default", "web", "pool-0", "one").await;

@@ -1,6 +1,5 @@
 //! `podid mic`: the flags of the original's `mic`, and what they mean here.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +8,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{ArgAction, Args};
 use podid_azure::config::Credential;
-use podid_mic::Config;
+use podid_azure::imds::Identity;
+use podid_mic::{Config, Immutable};
 use podid_policy::ids::ClientId;
 use podid_policy::matching::Scope;
 
@@ -158,19 +158,23 @@ impl Mic {
     }
 
     fn config(self, credential: &Credential) -> anyhow::Result<Config> {
-        let mut immutable = BTreeSet::new();
+        let mut immutable = Immutable::default();
         for text in &self.immutable_user_msis {
             let text = text.trim();
             if !text.is_empty() {
-                immutable.insert(ClientId::parse(text).context("--immutable-user-msis")?);
+                let id = ClientId::parse(text).context("--immutable-user-msis")?;
+                immutable.client_ids.insert(id);
             }
         }
         // The controller never takes away the identity that it works with.
-        if let Credential::ManagedIdentity {
-            client_id: Some(own),
-        } = credential
-        {
-            immutable.insert(own.clone());
+        match credential {
+            Credential::ManagedIdentity(Identity::Client(own)) => {
+                immutable.client_ids.insert(own.clone());
+            }
+            Credential::ManagedIdentity(Identity::Resource(own)) => {
+                immutable.resource_ids.insert(own.clone());
+            }
+            _ => {}
         }
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         Ok(Config {

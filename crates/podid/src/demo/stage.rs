@@ -14,7 +14,7 @@ use podid_azure::clouds;
 use podid_azure::config::Credential;
 use podid_azure::endpoints::Endpoints;
 use podid_azure::entra::Entra;
-use podid_azure::imds::Imds;
+use podid_azure::imds::{self, Imds};
 use podid_mic::Mic;
 use podid_nmi::{Nmi, POD_REQUESTS, Upstream};
 use podid_policy::ids::ClientId;
@@ -153,9 +153,9 @@ impl Stage {
     /// Starts the controller and the node agent.
     pub async fn deploy(&mut self) -> anyhow::Result<()> {
         let world = self.world.as_mut().context("the simulators are not up")?;
-        let credential = Credential::ManagedIdentity {
-            client_id: Some(ClientId::parse(&world.controller.client_id)?),
-        };
+        let credential = Credential::ManagedIdentity(imds::Identity::Client(ClientId::parse(
+            &world.controller.client_id,
+        )?));
         let arm = Arm::new(&world.endpoints, credential, None)?;
         let mic = Mic::new(
             podid_mic::Config {

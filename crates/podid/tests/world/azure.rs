@@ -111,6 +111,12 @@ pub fn write_azure(folder: &Path, azure: &Local) {
 /// The client id of a new application that may do what a controller must: change hosts, and assign identities.
 pub fn controller(azure: &Control) -> String {
     let (application, principal) = azure.create_application(SECRET);
+    allow(azure, &principal);
+    application
+}
+
+/// Lets a principal do what a controller must.
+pub fn allow(azure: &Control, principal: &str) {
     let scope = format!(
         "/subscriptions/{}/resourceGroups/{GROUP}",
         azure.subscription()
@@ -119,9 +125,8 @@ pub fn controller(azure: &Control) -> String {
         Role::VirtualMachineContributor,
         Role::ManagedIdentityOperator,
     ] {
-        azure.assign_role(&principal, role, &scope);
+        azure.assign_role(principal, role, &scope);
     }
-    application
 }
 
 /// Writes an `azure.json` for an application of [`controller`].

@@ -60,9 +60,8 @@ async fn rig(config: Config) -> Rig {
         arm,
         arm_audience: "https://management.azure.com/".into(),
     };
-    let credential = Credential::ManagedIdentity {
-        client_id: Some(ClientId::parse(&controller.client_id).unwrap()),
-    };
+    let credential =
+        Credential::ManagedIdentity(Who::Client(ClientId::parse(&controller.client_id).unwrap()));
     Rig {
         host: HostKey::from_provider_id(&Control::provider_id(&set, 0)).unwrap(),
         arm: Arm::new(&endpoints, credential, None).unwrap(),

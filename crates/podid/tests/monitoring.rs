@@ -13,7 +13,7 @@ use podid_nmi::SourceError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use podid_policy::ids::ClientId;
 use podid_testkit::{process, tools};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn folder() -> PathBuf {
     tools::repository().join("deploy/monitoring")
@@ -225,6 +225,7 @@ fn the_dashboard_is_one_that_grafana_loads() {
         .map(|panel| panel["id"].as_i64().unwrap())
         .collect();
     assert_eq!(ids.len(), panels.len(), "two panels have one id");
+    let mut rules = Vec::new();
     for panel in panels {
         assert!(
             panel["gridPos"]["w"].is_i64()
@@ -234,8 +235,13 @@ fn the_dashboard_is_one_that_grafana_loads() {
         for target in panel["targets"].as_array().unwrap() {
             // promtool knows PromQL; Grafana's variables are filled in first.
             let expression = target["expr"].as_str().unwrap().replace("$instance", "n1");
-            let output = promtool(&["promql", "--experimental", "format", &expression]);
-            assert!(output.status.success(), "{}: {output:?}", panel["title"]);
+            rules.push(json!({ "record": format!("target:{}", rules.len()), "expr": expression }));
         }
     }
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("rules.json");
+    let groups = json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    std::fs::write(&file, groups.to_string()).unwrap();
+    let output = promtool(&["check", "rules", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
 }

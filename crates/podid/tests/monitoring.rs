@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 use podid_nmi::SourceError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use podid_policy::ids::ClientId;
-use podid_testkit::{process, tools};
+use podid_testkit::{ports, process, tools};
 use serde_json::{Value, json};
 
 fn folder() -> PathBuf {
@@ -136,11 +135,7 @@ fn node_agents() -> String {
 
 /// What a controller exports that has not even found its API server.
 fn controllers() -> String {
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let [port] = ports::free_ports().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("kubeconfig");
     std::fs::write(&kubeconfig, NOWHERE).unwrap();

@@ -18,7 +18,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::certs;
-use crate::process::{Process, command, free_ports};
+use crate::ports::free_ports;
+use crate::process::{Process, command};
 use crate::scratch;
 use crate::tools::Kubernetes;
 

@@ -5,7 +5,7 @@
 //! | a real kube-apiserver, also one that fails | [`apiserver`], and [`gate`] for the way to it |
 //! | a node with pods, in network namespaces | [`net`], with [`cgroup`] for the pods' processes |
 //! | the images, run as a kubelet runs them | [`container`] |
-//! | a program beside it, or to its end | [`process`] |
+//! | a program beside it, or to its end | [`process`], and [`ports`] for it to listen on |
 //! | certificates | [`certs`] |
 //! | where kubectl, helm and an earlier podid are | [`tools`] |
 //!
@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod container;
 pub mod gate;
 pub mod net;
+pub mod ports;
 pub mod process;
 mod scratch;
 pub mod tools;

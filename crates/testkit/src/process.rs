@@ -169,21 +169,6 @@ impl Drop for Process {
     }
 }
 
-/// Free TCP ports of the loopback address, all different. Another program may take one before it is used.
-///
-/// # Errors
-/// When the machine has no free ports.
-pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut held = Vec::with_capacity(N);
-    let mut ports = [0; N];
-    for port in &mut ports {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
-        *port = listener.local_addr()?.port();
-        held.push(listener);
-    }
-    Ok(ports)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

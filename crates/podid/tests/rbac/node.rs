@@ -8,7 +8,8 @@ use std::time::Duration;
 use kube::Client;
 use podid_sim::azure::HostKind;
 use podid_testkit::apiserver::ApiServer;
-use podid_testkit::process::{Process, free_ports};
+use podid_testkit::ports::free_ports;
+use podid_testkit::process::Process;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 

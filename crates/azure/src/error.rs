@@ -80,8 +80,11 @@ impl ErrorKind {
         }
     }
 
-    fn advice(self) -> &'static str {
+    fn advice(self, service: Service) -> &'static str {
         match self {
+            ErrorKind::IdentityNotFound if service == Service::Imds => {
+                "it learns of an identity some time after Azure has attached it, mostly within a minute, so that this may pass by itself; if it lasts, check that the identity is attached to this node, and spec.resourceID and spec.clientID of the AzureIdentity (`az identity show`)"
+            }
             ErrorKind::Throttled => "requests are spaced out until it recovers",
             ErrorKind::Unavailable | ErrorKind::Timeout => {
                 "retried; check the network path and the Azure status page if it lasts"
@@ -129,7 +132,7 @@ impl fmt::Display for Error {
             (Some(status), None) => write!(f, " answered {status}")?,
             (None, _) => f.write_str(" gave no answer")?,
         }
-        write!(f, ": {}; {}", self.message, self.kind.advice())
+        write!(f, ": {}; {}", self.message, self.kind.advice(self.service))
     }
 }
 

@@ -26,7 +26,8 @@ pub struct Config {
     pub pick_first: bool,
     /// Resources for which tokens are prefetched as soon as a pod is granted an identity.
     pub prefetch: Vec<String>,
-    /// How long a request waits for an identity that is being assigned, or for the address of its pod to be known.
+    /// How long a request is held for what is not there yet: the index, the address of its pod, an identity that is being assigned, or
+    /// that the metadata service does not have yet.
     pub assignment_wait: Duration,
     /// The shortest remaining life of a token that is served; clients treat one with less than 300 s as expired.
     pub token_floor: Duration,

@@ -32,6 +32,7 @@
 //! | --- | --- |
 //! | `context` | the state that all tasks share |
 //! | `config` | the settings |
+//! | `hold` | how long a request waits for what is not there yet |
 //! | `refusal` | why a request gets no token: every reason, with its name and status |
 //! | `metrics` | the metrics |
 //! | `error` | errors that end the process |
@@ -45,6 +46,7 @@ mod caller;
 mod config;
 mod context;
 mod error;
+mod hold;
 mod http;
 mod lifecycle;
 mod metrics;

@@ -48,10 +48,11 @@ impl Shape {
         }
     }
 
+    /// 500 and not 503: every client that asks again at 503 does so at 500 with `Retry-After`, and azidentity 1.0 to 1.3 at 500 only.
     fn unavailable(retry_after: Duration) -> Self {
         Self {
             retry_after: Some(retry_after),
-            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable")
+            ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "temporarily_unavailable")
         }
     }
 }
@@ -182,7 +183,16 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// How it is answered. SDKs act on the status: they give up at 400 and 403, and ask again at 429 and 503.
+    /// Whether it passes by itself and soon, so that the request is held for that (`hold.rs`).
+    pub(crate) fn is_awaited(&self) -> bool {
+        match self {
+            Self::NotAssigned { .. } => true,
+            Self::Source(error) => error.is_identity_not_found(),
+            _ => false,
+        }
+    }
+
+    /// How it is answered. SDKs act on the status: they give up at 400 and 403, and most ask again at 429 and 500.
     pub(crate) fn shape(&self) -> Shape {
         use StatusCode as S;
         match self {

@@ -79,7 +79,7 @@ async fn what_cannot_be_given_is_said() {
         (format!("{GET}podname: nobody\r\npodns: shop"), 400),
         (format!("{GET}podname: web\r\npodns: elsewhere"), 400),
         (format!("{GET}podname: exempt\r\npodns: shop"), 400),
-        (format!("{GET}podname: soon\r\npodns: shop"), 503),
+        (format!("{GET}podname: soon\r\npodns: shop"), 500),
         ("GET /host/token HTTP/1.1\r\npodname: web\r\npodns: shop".to_owned(), 400),
         ("POST /host/token?resource=r HTTP/1.1\r\npodname: web\r\npodns: shop".to_owned(), 405),
         ("GET /metadata/identity/oauth2/token?resource=r HTTP/1.1\r\npodname: web\r\npodns: shop".to_owned(), 404),

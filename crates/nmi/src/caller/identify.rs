@@ -13,47 +13,55 @@
 //!              │ ▼
 //!              │ API server: which pod has the address? ──► known
 //!              │ │ none
-//!              │ ├──► not at a pod's link, or held for `assignment_wait` ──► unknown
+//!              │ ├──► not at a pod's link, or the hold is over (hold.rs) ──► unknown
 //!              └─┘ the index changes, or a second passes
 //! ```
-
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::caller::attest::LinkPeer;
 use crate::caller::connection::ConnectionContext;
 use crate::caller::index::Caller;
 use crate::context::Context;
+use crate::hold::Hold;
 
-/// A held request is looked at again after this time even if the index does not change, because the watch may be interrupted.
-const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Which pod the caller is, found out if the index does not say so; `None` until the index is complete. Holds the request of a pod
-/// that is not known yet for up to `assignment_wait`.
-pub(crate) async fn identify(context: &Context, connection: &ConnectionContext) -> Option<Caller> {
+/// Which pod the caller is, found out if the index does not say so; `None` while the index is not complete. Holds the request until
+/// the index is complete, and the request of a pod that is not known yet.
+pub(crate) async fn identify(
+    context: &Context,
+    connection: &ConnectionContext,
+    hold: &Hold<'_>,
+) -> Option<Caller> {
+    if !context.is_synced() {
+        wait_for_index(context, hold).await;
+    }
     match connection.caller(context) {
-        caller if is_unknown(caller.as_ref()) => wait_for_pod(context, connection).await,
+        caller if is_unknown(caller.as_ref()) => wait_for_pod(context, connection, hold).await,
         caller => caller,
     }
 }
 
-async fn wait_for_pod(context: &Context, connection: &ConnectionContext) -> Option<Caller> {
-    let until = Instant::now() + context.config.assignment_wait;
+async fn wait_for_index(context: &Context, hold: &Hold<'_>) {
+    let mut changes = context.changes.subscribe();
+    while !context.is_synced() && hold.wait(&mut changes).await {}
+}
+
+async fn wait_for_pod(
+    context: &Context,
+    connection: &ConnectionContext,
+    hold: &Hold<'_>,
+) -> Option<Caller> {
     // Subscribed before the first look, so that no change after it is missed.
     let mut changes = context.changes.subscribe();
+    let mut is_over = false;
     loop {
         let peer = connection.ask_kernel(context).await;
         if is_unknown(connection.caller(context).as_ref()) {
             context.lookup.ask(connection.peer).await;
         }
         let caller = connection.caller(context);
-        let now = Instant::now();
-        if peer == LinkPeer::None || now >= until || !is_unknown(caller.as_ref()) {
+        if peer == LinkPeer::None || is_over || !is_unknown(caller.as_ref()) {
             return caller;
         }
-        let recheck = until.min(now + RECHECK_INTERVAL);
-        let _ = tokio::time::timeout_at(recheck, changes.changed()).await;
+        is_over = !hold.wait(&mut changes).await;
     }
 }
 

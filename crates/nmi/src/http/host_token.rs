@@ -21,9 +21,10 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+use crate::hold::Hold;
+use crate::http::drain::Drain;
 use crate::http::error_body::{ResponsePending, WithErrorBody};
 use crate::http::request::{CLIENT_REQUEST_ID, RequestRecord, finish};
 use crate::http::response::{Answer, closing_bytes, json};
@@ -64,13 +65,13 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
 pub(crate) async fn serve(
     listener: UnixListener,
     context: Arc<Context>,
-    shutdown: CancellationToken,
+    drain: Drain,
 ) -> io::Result<()> {
     let own_user = fs::metadata("/proc/self")?.uid();
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
+            () = drain.started.cancelled() => break,
             Some(_) = tasks.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
@@ -94,7 +95,7 @@ pub(crate) async fn serve(
             tasks.spawn(serve_connection(
                 stream,
                 Arc::clone(&context),
-                shutdown.clone(),
+                drain.clone(),
             ));
         }
     }
@@ -114,12 +115,13 @@ async fn refuse(mut stream: UnixStream, why: Refusal) {
     let _ = tokio::time::timeout(REFUSAL_TIMEOUT, talk).await;
 }
 
-async fn serve_connection(stream: UnixStream, context: Arc<Context>, shutdown: CancellationToken) {
+async fn serve_connection(stream: UnixStream, context: Arc<Context>, drain: Drain) {
     let pending = ResponsePending::default();
     let service = service_fn(|request| {
-        let (context, pending) = (&context, &pending);
+        let (context, pending, drain) = (&context, &pending, &drain);
         async move {
-            let answer = respond(context, &request).await;
+            let hold = Hold::new(context, &drain.holds_ended);
+            let answer = respond(context, &request, &hold).await;
             pending.set();
             Ok::<_, Infallible>(answer)
         }
@@ -134,7 +136,7 @@ async fn serve_connection(stream: UnixStream, context: Arc<Context>, shutdown: C
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
+        () = drain.started.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -144,20 +146,21 @@ async fn serve_connection(stream: UnixStream, context: Arc<Context>, shutdown: C
     }
 }
 
-async fn respond(context: &Context, request: &Request<Incoming>) -> Answer {
+async fn respond(context: &Context, request: &Request<Incoming>, hold: &Hold<'_>) -> Answer {
     let started = Instant::now();
     let mut record = RequestRecord {
         endpoint: "host",
         client_request_id: request.headers().get(CLIENT_REQUEST_ID).cloned(),
         ..RequestRecord::default()
     };
-    let outcome = token(context, request, &mut record).await;
+    let outcome = token(context, request, hold, &mut record).await;
     finish(context, outcome, &record, &"node", started)
 }
 
 async fn token(
     context: &Context,
     request: &Request<Incoming>,
+    hold: &Hold<'_>,
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     if !is_host(request.uri().path()) {
@@ -170,7 +173,7 @@ async fn token(
     let pod = named_pod(request.headers()).ok_or(Refusal::NoPodNamed)?;
     record.pod = context.index.read().pod(&pod);
     record.resource.push_str(&asked.resource);
-    let requester = Requester::Node(&pod);
+    let requester = Requester::Node(&pod, hold);
     let (token, identity) =
         grant::token(context, requester, &asked, record.client_request_id()).await?;
     let all: Value = serde_json::from_slice(&token.body(Timestamp::now())).unwrap_or_default();

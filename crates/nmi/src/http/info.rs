@@ -62,8 +62,11 @@ pub(crate) async fn tenant(
     let selector = info_request(target.query().unwrap_or_default())?;
     // An object id is resolved with a token, here of the audience that every identity has tokens for.
     let resource = "https://management.azure.com/";
-    let wanted = grant::resolve(context, requester, &selector, resource).await?;
-    let (_, identity) = grant::granted(context, requester, &wanted).await?;
+    let granted = async || {
+        let wanted = grant::resolve(context, requester, &selector, resource).await?;
+        grant::granted(context, requester, &wanted).await
+    };
+    let (_, identity) = grant::held(context, requester, granted).await?;
     let tenant = match &identity.source {
         IdentitySource::ServicePrincipal { tenant, .. } => tenant.to_string(),
         IdentitySource::UserAssigned { .. } => context

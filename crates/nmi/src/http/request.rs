@@ -17,6 +17,7 @@ use crate::caller::connection::ConnectionContext;
 use crate::caller::identify::identify;
 use crate::caller::index::Caller;
 use crate::context::Context;
+use crate::hold::Hold;
 use crate::http::info;
 use crate::http::passthrough::{self, FORWARDED_FOR, METADATA};
 use crate::http::rate_limit::Permit;
@@ -62,6 +63,7 @@ pub(crate) async fn respond(
     request: Request<Incoming>,
     connection: &ConnectionContext,
     permit: &Permit,
+    hold: Hold<'_>,
 ) -> Answer {
     if connection.peer.is_loopback() && request.uri().path() == SELF_CHECK_PATH {
         // Neither logged nor counted, because the kubelet causes one every few seconds.
@@ -74,7 +76,7 @@ pub(crate) async fn respond(
         ..RequestRecord::default()
     };
     let outcome = match permit.admit(started) {
-        true => route(context, request, connection, &mut record).await,
+        true => route(context, request, connection, &hold, &mut record).await,
         false => Err(Refusal::Busy),
     };
     finish(context, outcome, &record, &connection.peer, started)
@@ -132,6 +134,7 @@ async fn route(
     context: &Context,
     request: Request<Incoming>,
     connection: &ConnectionContext,
+    hold: &Hold<'_>,
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     let endpoint = endpoint(request.uri().path());
@@ -141,7 +144,7 @@ async fn route(
     );
     // A request that is refused whoever sends it, such as a client's probe without the header, is not held.
     let caller = if is_served && admissible(context, &request).is_ok() {
-        identify(context, connection).await
+        identify(context, connection, hold).await
     } else {
         connection.caller(context)
     };
@@ -171,7 +174,7 @@ async fn route(
         Endpoint::Info => {
             record.endpoint = "info";
             admissible(context, &request)?;
-            info::tenant(context, Requester::Pod(connection), request.uri()).await
+            info::tenant(context, Requester::Pod(connection, hold), request.uri()).await
         }
         Endpoint::Category(category) => {
             record.endpoint = "metadata";
@@ -200,7 +203,7 @@ async fn route(
             record.resource.push_str(&asked.resource);
             let (token, _) = grant::token(
                 context,
-                Requester::Pod(connection),
+                Requester::Pod(connection, hold),
                 &asked,
                 record.client_request_id(),
             )

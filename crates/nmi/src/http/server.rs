@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::connection::ConnectionContext;
 use crate::context::Context;
+use crate::hold::Hold;
 use crate::http::drain::Drain;
 use crate::http::error_body::{ResponsePending, WithErrorBody};
 use crate::http::rate_limit::Permit;
@@ -109,7 +110,8 @@ pub(crate) async fn serve_connection(
     // The kubelet's probe and the node's own programs still connect after it.
     let is_after_final_drain = final_drain.idle_closed.is_cancelled();
     let service = service_fn(|request| {
-        let answer = request::respond(&context, request, &caller, &permit);
+        let hold = Hold::new(&context, &drain.holds_ended);
+        let answer = request::respond(&context, request, &caller, &permit, hold);
         let (pending, drain) = (&pending, &drain);
         async move {
             let mut answer = answer.await;

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::context::Context;
 use crate::error::{NmiError, TaskResult, socket, task_ended};
-use crate::http::drain::{Drain, REQUEST_GRACE};
+use crate::http::drain::Drain;
 use crate::http::{host_token, server};
 use crate::lifecycle::health;
 
@@ -63,7 +63,7 @@ impl Servers {
         if let Some(path) = &context.config.host_token_socket {
             // Not handed over: each node agent binds the path anew when it begins to serve.
             let listener = socket(HOST_TOKEN, host_token::bind(path))?;
-            let serve = host_token::serve(listener, Arc::clone(context), shutdown());
+            let serve = host_token::serve(listener, Arc::clone(context), drain.clone());
             tasks.spawn(async move { ("host", socket(HOST_TOKEN, serve.await)) });
         }
         let serve = health::probe(
@@ -90,13 +90,10 @@ impl Servers {
 
     /// Stops accepting, and returns when the last request is answered or its time is up.
     pub(crate) async fn drain(mut self) {
-        let time_up = async {
-            self.drain.close_idle().await;
-            tokio::time::sleep(REQUEST_GRACE).await;
-        };
+        let drain = self.drain.clone();
         tokio::select! {
             () = async { while self.tasks.join_next().await.is_some() {} } => {}
-            () = time_up => tracing::warn!("requests were under way for too long and are cut off"),
+            () = drain.run() => tracing::warn!("requests were under way for too long and are cut off"),
         }
     }
 }

@@ -5,10 +5,12 @@
 //!
 //! ```text
 //!  requester ──► pod ──► decide ──► Ready ──► attest ──► cache ──hit──────────────────────────► token
-//!                          │ ▲                             └──fetched──► decide, attest again ─► token
-//!                          │ └─index changed─┐                                  └─ not the same ─► GrantChanged
-//!                          ├──► Pending ─────┘  (attested; up to `assignment_wait`, then NotAssigned)
-//!                          └──► Denied
+//!      ▲                   │ │                    │        └──fetched──► decide, attest again ─► token
+//!      │                   │ │                    │                             └─ not the same ─► GrantChanged
+//!      │                   │ │                    └──► the metadata service does not have the identity yet
+//!      │                   │ └──► Pending ──► attest ──► NotAssigned      │
+//!      │                   └──► Denied                       │            │
+//!      └─────────────── held (hold.rs), then tried again ◄───┴────────────┘
 //! ```
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use podid_policy::verdict::RequestedIdentity;
 use crate::caller::connection::ConnectionContext;
 use crate::caller::index::{Caller, Decision};
 use crate::context::Context;
+use crate::hold::Hold;
 use crate::refusal::Refusal;
 use crate::token::cache::{CachedToken, Served};
 use crate::token::object_id;
@@ -28,9 +31,9 @@ use crate::token::request::{IdentitySelector, TokenRequest};
 #[derive(Clone, Copy)]
 pub(crate) enum Requester<'a> {
     /// A pod, known by the address of its connection.
-    Pod(&'a ConnectionContext),
+    Pod(&'a ConnectionContext, &'a Hold<'a>),
     /// A program of the node, which names the pod.
-    Node(&'a ObjectKey),
+    Node(&'a ObjectKey, &'a Hold<'a>),
 }
 
 impl Requester<'_> {
@@ -40,16 +43,22 @@ impl Requester<'_> {
     /// [`Refusal::NotAttested`].
     pub(crate) async fn attest(self, pod: &PodFacts) -> Result<(), Refusal> {
         match self {
-            Self::Pod(connection) => connection.attest(pod).await,
-            Self::Node(_) => Ok(()),
+            Self::Pod(connection, _) => connection.attest(pod).await,
+            Self::Node(..) => Ok(()),
         }
     }
 
     /// The field `door` of the audit log: the listener that the request came to.
     fn door(self) -> &'static str {
         match self {
-            Self::Pod(_) => "imds",
-            Self::Node(_) => "host",
+            Self::Pod(..) => "imds",
+            Self::Node(..) => "host",
+        }
+    }
+
+    fn hold(&self) -> &Hold<'_> {
+        match self {
+            Self::Pod(_, hold) | Self::Node(_, hold) => hold,
         }
     }
 }
@@ -65,20 +74,13 @@ pub(crate) async fn token(
     request: &TokenRequest<'_>,
     client_request_id: &str,
 ) -> Result<(Arc<CachedToken>, Arc<IdentityFacts>), Refusal> {
-    let wanted = resolve(context, requester, &request.selector, &request.resource).await?;
-    let (pod, identity) = granted(context, requester, &wanted).await?;
-    let (token, served) = context
-        .cache
-        .get(&identity, &request.resource, request.bypass_cache)
-        .await?;
-    // The grant may have gone, or gone to another identity, while the token was fetched.
-    if served == Served::Fetched {
-        match decide(context, requester, &wanted)? {
-            Grant::Ready(_, now) if now == identity => {}
-            _ => return Err(Refusal::GrantChanged(pod.key.clone())),
-        }
-        requester.attest(&pod).await?;
-    }
+    let issued = held(context, requester, || issue(context, requester, request));
+    let Issued {
+        pod,
+        identity,
+        token,
+        served,
+    } = issued.await?;
     let how = match served {
         Served::Hit => "hit",
         Served::Fetched => "fetched",
@@ -96,6 +98,66 @@ pub(crate) async fn token(
         client_request_id, "token issued"
     );
     Ok((token, identity))
+}
+
+/// A token that was given, and to whom.
+struct Issued {
+    pod: Arc<PodFacts>,
+    identity: Arc<IdentityFacts>,
+    token: Arc<CachedToken>,
+    served: Served,
+}
+
+async fn issue(
+    context: &Context,
+    requester: Requester<'_>,
+    request: &TokenRequest<'_>,
+) -> Result<Issued, Refusal> {
+    let wanted = resolve(context, requester, &request.selector, &request.resource).await?;
+    let (pod, identity) = granted(context, requester, &wanted).await?;
+    let (token, served) = context
+        .cache
+        .get(&identity, &request.resource, request.bypass_cache)
+        .await?;
+    // The grant may have gone, or gone to another identity, while the token was fetched.
+    if served == Served::Fetched {
+        match decide(context, requester, &wanted)? {
+            Grant::Ready(_, now) if now == identity => {}
+            _ => return Err(Refusal::GrantChanged(pod.key.clone())),
+        }
+        requester.attest(&pod).await?;
+    }
+    Ok(Issued {
+        pod,
+        identity,
+        token,
+        served,
+    })
+}
+
+/// What `attempt` gives. While it is refused for something that passes by itself ([`Refusal::is_awaited`]), the request is held and
+/// tried again.
+///
+/// # Errors
+/// The last refusal.
+pub(crate) async fn held<T, A: Future<Output = Result<T, Refusal>>>(
+    context: &Context,
+    requester: Requester<'_>,
+    attempt: impl Fn() -> A,
+) -> Result<T, Refusal> {
+    let mut outcome = attempt().await;
+    if !matches!(&outcome, Err(refusal) if refusal.is_awaited()) {
+        return outcome;
+    }
+    // Subscribed before the next attempt, so that no change between the two is missed.
+    let mut changes = context.changes.subscribe();
+    loop {
+        outcome = attempt().await;
+        let is_awaited = matches!(&outcome, Err(refusal) if refusal.is_awaited());
+        if !is_awaited || !requester.hold().wait(&mut changes).await {
+            return outcome;
+        }
+    }
 }
 
 /// The identity that the rules are asked for: an object id becomes the AzureIdentity that has it.
@@ -116,40 +178,24 @@ pub(crate) async fn resolve(
     }
 }
 
-/// The caller and the identity that it is granted. Waits up to `assignment_wait` for an identity that is not on the pod's host yet.
+/// The caller, and the identity that it is granted and that is on its host.
 ///
 /// # Errors
-/// Why it is granted none.
+/// Why there is none; [`Refusal::NotAssigned`] when the identity is not on the pod's host yet.
 pub(crate) async fn granted(
     context: &Context,
     requester: Requester<'_>,
     wanted: &RequestedIdentity,
 ) -> Result<(Arc<PodFacts>, Arc<IdentityFacts>), Refusal> {
-    match decide(context, requester, wanted)? {
-        Grant::Ready(pod, identity) => {
-            requester.attest(&pod).await?;
-            return Ok((pod, identity));
-        }
-        Grant::Pending(pod, _) => requester.attest(&pod).await?,
-    }
-    // Subscribed before the next decision, so that no change between the two is missed.
-    let mut changes = context.changes.subscribe();
-    let until = tokio::time::Instant::now() + context.config.assignment_wait;
-    loop {
-        let (pod, identity) = match decide(context, requester, wanted)? {
-            Grant::Ready(pod, identity) => {
-                requester.attest(&pod).await?;
-                return Ok((pod, identity));
-            }
-            Grant::Pending(pod, identity) => (pod, identity),
-        };
-        let changed = tokio::time::timeout_at(until, changes.changed()).await;
-        if !matches!(changed, Ok(Ok(()))) {
-            return Err(Refusal::NotAssigned {
-                pod: pod.key.clone(),
-                identity: identity.key.clone(),
-            });
-        }
+    let grant = decide(context, requester, wanted)?;
+    let (Grant::Ready(pod, _) | Grant::Pending(pod, _)) = &grant;
+    requester.attest(pod).await?;
+    match grant {
+        Grant::Ready(pod, identity) => Ok((pod, identity)),
+        Grant::Pending(pod, identity) => Err(Refusal::NotAssigned {
+            pod: pod.key.clone(),
+            identity: identity.key.clone(),
+        }),
     }
 }
 
@@ -171,7 +217,7 @@ fn decide(
         Decision::Grant(identity) => Ok(Grant::Ready(pod, identity)),
         Decision::Pending(identity) => Ok(Grant::Pending(pod, identity)),
         Decision::Refused(reason) => Err(Refusal::Denied(reason)),
-        Decision::Exempt(exception) if matches!(requester, Requester::Node(_)) => {
+        Decision::Exempt(exception) if matches!(requester, Requester::Node(..)) => {
             Err(Refusal::Exempted {
                 pod: pod.key.clone(),
                 exception,
@@ -188,8 +234,8 @@ fn decide(
 /// The pod is not known, or the address is not one pod's.
 pub(crate) fn pod(context: &Context, requester: Requester<'_>) -> Result<Arc<PodFacts>, Refusal> {
     let connection = match requester {
-        Requester::Pod(connection) => connection,
-        Requester::Node(key) => {
+        Requester::Pod(connection, _) => connection,
+        Requester::Node(key, _) => {
             let is_synced = context.is_synced();
             let found = context.index.read().pod(key);
             return match found.filter(|pod| pod.is_live()) {

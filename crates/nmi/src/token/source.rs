@@ -11,7 +11,7 @@ use bytes::Bytes;
 use kube::Client;
 use podid_azure::entra::Entra;
 use podid_azure::imds::{Identity, Imds};
-use podid_azure::{Error, Token};
+use podid_azure::{Error, ErrorKind, Token};
 use podid_cluster::secrets::SecretError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 
@@ -53,6 +53,11 @@ impl SourceError {
             Self::Azure(error) => error.retry_after(),
             Self::Secret(_) | Self::Unusable(_) | Self::ShortLived => None,
         }
+    }
+
+    /// Whether the metadata service says that it does not have the identity, as it does for a while after the identity was attached.
+    pub fn is_identity_not_found(&self) -> bool {
+        matches!(self, Self::Azure(error) if error.kind() == ErrorKind::IdentityNotFound)
     }
 
     /// Whether the cause may pass by itself, so that a token that is still valid is kept.

@@ -145,7 +145,7 @@ async fn c09_info_tells_the_tenant_of_ones_own_identity() {
         (NOBODY, info, 400),
         (BOTH, info, 400),
         (WEB, &format!("{info}&client_id={LATE}"), 400),
-        (SOON, info, 503),
+        (SOON, info, 500),
         (WEB, "/metadata/identity/info", 400),
     ] {
         let answer = rig.get(from, target).await;
@@ -167,7 +167,7 @@ async fn c09_a_metadata_service_that_does_not_tell_is_asked_again() {
         rig.upstream
             .script(move |_| Some((200, "", body.to_owned())));
         let answer = rig.get(WEB, info).await;
-        assert_eq!(answer.status, 503, "{body}");
+        assert_eq!(answer.status, 500, "{body}");
         assert!(answer.header("retry-after").is_some());
     }
     rig.upstream.script(|_| None);

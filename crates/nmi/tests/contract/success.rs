@@ -60,7 +60,7 @@ async fn c31_both_expiries_agree_at_the_moment_of_the_answer() {
 #[tokio::test]
 async fn c32_no_token_is_about_to_expire() {
     let rig = rig(|_| {}).await;
-    for (life, status) in [(299, 503), (310, 200)] {
+    for (life, status) in [(299, 500), (310, 200)] {
         rig.upstream.script(move |_| {
             let body = json!({ "access_token": jwt("reader"), "expires_in": life.to_string() });
             Some((200, "", body.to_string()))

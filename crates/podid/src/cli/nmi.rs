@@ -22,7 +22,7 @@ use super::ignored::Ignored;
 use super::interception::InterceptionTask;
 use super::run;
 
-/// Time limit for one call to the issuer of tokens; after it the client gets 503, and asks again by itself.
+/// Time limit for one call to the issuer of tokens; after it the client gets 500, and most ask again by themselves.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// SDKs take a token that lives for less than this as expired.
 const TOKEN_FLOOR: Duration = Duration::from_secs(300);
@@ -53,8 +53,8 @@ pub struct Nmi {
     #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = ArgAction::Set)]
     compat_pick_first: bool,
-    /// How long a request is held for an identity that is being assigned, or of a pod whose address is not known yet
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    /// How long a request is held for an identity that is being assigned, or that the metadata service does not have yet, and of a pod whose address is not known yet
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     assignment_wait: Duration,
     /// Resources of which tokens are fetched as soon as a pod is granted an identity, next to those it was asked for before
     #[arg(long, value_name = "RESOURCES", value_delimiter = ',')]

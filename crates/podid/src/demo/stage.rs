@@ -429,7 +429,7 @@ fn node_agent() -> podid_nmi::Config {
         assigned_first: true,
         pick_first: false,
         prefetch: Vec::new(),
-        assignment_wait: Duration::from_secs(5),
+        assignment_wait: Duration::from_secs(30),
         // Tokens live for seconds when the story comes to rotation.
         token_floor: Duration::from_secs(1),
         metadata_header_required: true,

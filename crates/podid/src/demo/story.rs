@@ -158,7 +158,7 @@ async fn deployed(stage: &mut Stage) -> anyhow::Result<String> {
         })
         .await
         .context("no mic leads")?;
-    // nmi answers 503 to an unknown caller until it has read the cluster's objects.
+    // nmi holds an unknown caller until it has read the cluster's objects.
     stage
         .ask_until(pod(200), 400)
         .await

@@ -73,7 +73,7 @@ fn an_address_passes_to_another_pod_and_nobody_gets_the_wrong_identity() {
 
     // Both claim it for a moment: as long as that is so, neither is believed.
     world.register("second", FIRST, &labelled("writer"));
-    until_refused(&world, "first", 503);
+    until_refused(&world, "first", 500);
     world.kubectl(
         &["delete", "pod", "first", "--grace-period=0", "--force"],
         "",
@@ -114,7 +114,7 @@ fn an_open_connection_does_not_follow_its_address_to_another_pod() {
     while seen == "200" {
         seen = ask();
     }
-    assert_eq!(seen, "503", "the connection passed to the next pod");
+    assert_eq!(seen, "500", "the connection passed to the next pod");
     client.kill().unwrap();
     client.wait().unwrap();
 }
@@ -207,7 +207,7 @@ fn an_api_server_that_is_away_is_not_missed() {
     // Somebody new is told to come back, not that it has nothing.
     world.net.start_pod("second", SECOND, Wire::Bridge);
     let (status, said) = given(&world, "second").unwrap_err();
-    assert_eq!(status, 503, "{said}");
+    assert_eq!(status, 500, "{said}");
 }
 
 /// The kernel's evidence: a world whose pods have processes in control groups.
@@ -235,7 +235,7 @@ fn an_address_that_passed_on_before_the_api_server_heard_of_it_gives_nothing() {
         world.net.end_pod("first");
         world.net.start_pod("second", address, wire);
         let (status, said) = given(&world, "second").unwrap_err();
-        assert_eq!(status, 503, "{said}");
+        assert_eq!(status, 500, "{said}");
         assert!(said.contains("leads to somebody else"), "{said}");
 
         world.kubectl(
@@ -307,7 +307,7 @@ fn steal(world: &World) {
             status, 200,
             "a token for whoever says it is {FIRST}: {body}"
         );
-        answered |= status == 503 && body.to_string().contains("leads to somebody else");
+        answered |= status == 500 && body.to_string().contains("leads to somebody else");
     }
     assert!(
         answered,

@@ -100,7 +100,7 @@ fn it_sees_by_their_processes_who_calls_without_a_capability_for_it() {
     world.end_pod("app");
     world.net.start_pod("other", POD, Wire::Bridge);
     let (status, body) = world.ask("other");
-    assert_eq!(status, 503, "{body}");
+    assert_eq!(status, 500, "{body}");
     assert!(
         body.to_string().contains("leads to somebody else"),
         "{body}"

@@ -254,9 +254,9 @@ fn scenario_26_not_yet_says_when_to_come_back() {
     scene
         .world
         .until("known", || scene.assignments().len() == 1);
-    scene.world.until("503 with Retry-After", || {
+    scene.world.until("500 with Retry-After", || {
         let (status, head, body) = scene.ask("web", "");
-        status == 503 && head.contains("\r\nretry-after: ") && body["error_description"].is_string()
+        status == 500 && head.contains("\r\nretry-after: ") && body["error_description"].is_string()
     });
     let again = scene.world.azure.create_identity(GROUP, "s26-one");
     scene.identity("one", &again);

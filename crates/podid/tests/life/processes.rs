@@ -123,7 +123,7 @@ fn a_node_agent_crashes_and_is_evicted_and_nobody_gets_through_meanwhile() {
             "closed",
             "connect",
             "Broken pipe",
-            "503",
+            "500",
         ];
         assert!(
             refused.iter().any(|word| failure.contains(word)),

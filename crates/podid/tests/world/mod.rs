@@ -19,6 +19,8 @@ use tempfile::TempDir;
 
 pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
 /// Time limit for what a test waits for, on a busy machine.
+/// nmi holds requests for less than curl waits for an answer.
+const HOLD: Option<&str> = Some("--assignment-wait=5s");
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
 pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
@@ -136,6 +138,11 @@ impl World {
                 "--operation-mode=managed",
                 "--http-probe-port=8085",
             ])
+            .args(HOLD.filter(|_| {
+                !flags
+                    .iter()
+                    .any(|flag| flag.starts_with("--assignment-wait"))
+            }))
             .args(flags)
             .env("KUBECONFIG", self.kubeconfig());
     }

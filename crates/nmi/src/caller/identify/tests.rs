@@ -1,6 +1,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Response;
 use kube::client::Body;
@@ -8,6 +9,8 @@ use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
 use podid_policy::matching::Scope;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::caller::attest::Attestor;
@@ -102,7 +105,9 @@ impl Rig {
     /// Who the caller is found to be, and how long that takes.
     async fn identified(&self) -> (Caller, Duration) {
         let began = Instant::now();
-        identify(&self.context, &self.connection).await;
+        let never = CancellationToken::new();
+        let hold = Hold::new(&self.context, &never);
+        identify(&self.context, &self.connection, &hold).await;
         let caller = self.connection.caller(&self.context).unwrap();
         (caller, began.elapsed())
     }

@@ -28,6 +28,10 @@ use crate::token::source::Upstream;
 
 const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
 const OTHER: &str = "6f1c0000-0000-0000-0000-0000000033cd";
+/// An `assignment_wait` that ends while a test waits for it.
+const SHORT: Duration = Duration::from_millis(200);
+/// An `assignment_wait` that does not end before the test.
+const LONG: Duration = Duration::from_secs(60);
 const TOKEN: &str =
     "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
@@ -39,7 +43,11 @@ struct Rig {
     api: Arc<ApiServer>,
     /// The metadata service answers as often as there are permits.
     gate: Arc<Semaphore>,
+    /// So many times the metadata service says that it does not have the identity.
+    not_found: Arc<AtomicUsize>,
     stop: CancellationToken,
+    /// Ends holds, as a drain does.
+    holds_ended: CancellationToken,
 }
 
 /// An API server that lists these pods, or is away.
@@ -82,22 +90,35 @@ impl Drop for Rig {
 }
 
 async fn rig() -> Rig {
-    rig_with(None).await
+    rig_with(None, SHORT).await
 }
 
-async fn rig_with(attestor: Option<Arc<Attestor>>) -> Rig {
+async fn rig_with(attestor: Option<Arc<Attestor>>, assignment_wait: Duration) -> Rig {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let gate = Arc::new(Semaphore::new(1000));
     let pass = Arc::clone(&gate);
+    let not_found = Arc::new(AtomicUsize::new(0));
+    let unknown = Arc::clone(&not_found);
     let upstream = axum::Router::new().fallback(move |request: axum::extract::Request| {
         count.fetch_add(1, Ordering::SeqCst);
         let pass = Arc::clone(&pass);
+        let less = |left: usize| left.checked_sub(1);
+        let is_unknown = unknown
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_ok();
         async move {
             pass.acquire().await.unwrap().forget();
             let uri = request.uri().to_string();
-            serde_json::json!({ "access_token": "upstream", "expires_in": "3600", "method": request.method().as_str(), "uri": uri })
-                .to_string()
+            let said = match is_unknown {
+                true => serde_json::json!({ "error": "invalid_request", "error_description": "Identity not found" }),
+                false => serde_json::json!({ "access_token": "upstream", "expires_in": "3600", "method": request.method().as_str(), "uri": uri }),
+            };
+            let status = match is_unknown {
+                true => http::StatusCode::BAD_REQUEST,
+                false => http::StatusCode::OK,
+            };
+            (status, said.to_string())
         }
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -113,7 +134,7 @@ async fn rig_with(attestor: Option<Arc<Attestor>>) -> Rig {
         assigned_first: true,
         pick_first: false,
         prefetch: Vec::new(),
-        assignment_wait: Duration::from_millis(200),
+        assignment_wait,
         token_floor: Duration::from_secs(300),
         metadata_header_required: true,
         allowed_categories: vec!["versions".into()],
@@ -141,7 +162,9 @@ async fn rig_with(attestor: Option<Arc<Attestor>>) -> Rig {
     let drain = Drain {
         started: stop.clone(),
         idle_closed: stop.clone(),
+        holds_ended: CancellationToken::new(),
     };
+    let holds_ended = drain.holds_ended.clone();
     tokio::spawn(serve(listener, Arc::clone(&context), drain));
     Rig {
         context,
@@ -149,13 +172,19 @@ async fn rig_with(attestor: Option<Arc<Attestor>>) -> Rig {
         upstream_asked: asked,
         api,
         gate,
+        not_found,
         stop,
+        holds_ended,
     }
 }
 
 /// A rig whose caller is pod shop/web, granted and assigned the identity shop/reader.
 async fn served() -> Rig {
-    let rig = rig().await;
+    served_with(SHORT).await
+}
+
+async fn served_with(assignment_wait: Duration) -> Rig {
+    let rig = rig_with(None, assignment_wait).await;
     rig.context.change(|index| {
         index.apply_pod(pod());
         index.apply_identity(identity("reader", CLIENT));
@@ -400,7 +429,7 @@ async fn callers_without_a_grant_learn_why() {
         });
     });
     let got = rig.get(TOKEN).await;
-    assert_eq!(got.status, 503);
+    assert_eq!(got.status, 500);
     assert!(got.head.contains("retry-after: 1"));
 }
 
@@ -409,7 +438,7 @@ async fn an_identity_on_its_way_is_waited_for_a_little() {
     let rig = served().await;
     rig.assign(AssignmentState::Created);
     let got = rig.get(TOKEN).await;
-    assert_eq!(got.status, 503);
+    assert_eq!(got.status, 500);
     assert!(got.head.contains("retry-after: 5"));
     assert!(
         got.body["error_description"]
@@ -501,7 +530,7 @@ async fn a_token_is_not_given_when_its_grant_passed_to_another_identity() {
                 .change(|index| index.apply_binding(binding("other")));
         })
         .await;
-    assert_eq!(got.status, 503, "{}", got.body);
+    assert_eq!(got.status, 500, "{}", got.body);
     assert!(got.head.contains("retry-after: 1"));
     let got = rig.get(TOKEN).await;
     assert_eq!((got.status, &got.body["client_id"]), (200, &OTHER.into()));
@@ -538,7 +567,7 @@ async fn an_open_connection_does_not_pass_to_the_next_pod_with_the_address() {
     let mut rest = String::new();
     // The connection ends with this answer.
     stream.read_to_string(&mut rest).await.unwrap();
-    assert!(rest.starts_with("HTTP/1.1 503"), "{rest}");
+    assert!(rest.starts_with("HTTP/1.1 500"), "{rest}");
     assert_eq!(
         rig.get(TOKEN).await.status,
         200,
@@ -547,4 +576,5 @@ async fn an_open_connection_does_not_pass_to_the_next_pod_with_the_address() {
 }
 
 mod eager;
+mod holds;
 mod lookups;

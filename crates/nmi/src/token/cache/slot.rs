@@ -35,6 +35,10 @@ const MIN_REUSE: Duration = Duration::from_secs(1);
 /// An error answers for no longer than this, whatever wait the issuer asks for: a repair must show within half a minute.
 pub(super) const MAX_ERROR_REUSE: Duration = Duration::from_secs(30);
 
+/// The longest pause between two questions about an identity that the metadata service does not have yet. It doubles up to here, so
+/// that identities which never come leave calls to the others.
+const MAX_NOT_FOUND_REUSE: Duration = Duration::from_secs(4);
+
 pub(super) type Outcome = Result<Arc<CachedToken>, Arc<SourceError>>;
 /// The fetch that is under way; every clone gives its outcome.
 pub(super) type Flight = Shared<BoxFuture<'static, Outcome>>;
@@ -52,6 +56,8 @@ struct Progress {
     state: SlotState,
     /// When the next refresh ahead may begin; at once before the first.
     next_refresh: Option<Instant>,
+    /// How long the last "identity not found" answered; zero when the last fetch ended otherwise.
+    not_found_reuse: Duration,
 }
 
 /// See the drawing at the top of this file.
@@ -155,6 +161,7 @@ impl Slot {
                 ..
             }
         );
+        let before = std::mem::take(&mut progress.not_found_reuse);
         progress.state = match outcome {
             None => SlotState::Idle,
             Some(Ok(token)) => {
@@ -170,10 +177,18 @@ impl Slot {
                         self.token.store(None);
                     }
                 }
-                let wait = error.retry_after().unwrap_or(MIN_REUSE);
+                let reuse = if error.is_identity_not_found() {
+                    (before * 2).clamp(MIN_REUSE, MAX_NOT_FOUND_REUSE)
+                } else {
+                    let wait = error.retry_after().unwrap_or(MIN_REUSE);
+                    wait.clamp(MIN_REUSE, MAX_ERROR_REUSE)
+                };
+                if error.is_identity_not_found() {
+                    progress.not_found_reuse = reuse;
+                }
                 SlotState::Failed {
                     error,
-                    until: now + wait.clamp(MIN_REUSE, MAX_ERROR_REUSE),
+                    until: now + reuse,
                 }
             }
         };

@@ -282,3 +282,22 @@ async fn made_up_resources_do_not_fill_the_memory() {
     }
     assert!(rig.cache.len() <= MAX_RESOURCES);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_that_never_comes_is_asked_for_ever_less_often() {
+    let rig = rig(100, 3600);
+    *rig.fake.fails.lock() = Some(ErrorKind::IdentityNotFound);
+    let mut seconds = Vec::new();
+    for second in 0..20 {
+        let before = rig.asked();
+        assert_eq!(rig.get().await, Err("identity_not_found".to_owned()));
+        if rig.asked() > before {
+            seconds.push(second);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(seconds, [0, 1, 3, 7, 11, 15, 19]);
+    *rig.fake.fails.lock() = None;
+    tokio::time::advance(Duration::from_secs(4)).await;
+    assert_eq!(rig.get().await, fetched("t7"));
+}

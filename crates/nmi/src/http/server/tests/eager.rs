@@ -10,7 +10,7 @@ async fn eager() -> (Rig, Node) {
     let node = Node::new();
     node.link(pod().addresses[0], Some(7), true);
     node.process(1, UID, 7);
-    let rig = rig_with(Some(node.attestor())).await;
+    let rig = rig_with(Some(node.attestor()), SHORT).await;
     rig.context.change(|index| {
         index.apply_pod(PodFacts {
             uid: UID.into(),
@@ -53,7 +53,7 @@ async fn an_exempted_pod_gets_the_metadata_services_own_answer_from_its_first_re
 async fn a_probe_without_the_header_is_answered_at_once() {
     let node = Node::new();
     node.link(pod().addresses[0], Some(7), false);
-    let rig = rig_with(Some(node.attestor_without_processes())).await;
+    let rig = rig_with(Some(node.attestor_without_processes()), SHORT).await;
     let answer = rig.raw(&format!("GET {TOKEN} HTTP/1.1\nHost: x")).await;
     assert_eq!(answer.status, 400, "{}", answer.body);
     assert_eq!(rig.api.asked.load(Ordering::SeqCst), 0, "it was looked up");

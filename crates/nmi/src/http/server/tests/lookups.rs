@@ -53,7 +53,7 @@ async fn two_pods_that_the_api_server_lists_at_one_address_get_nothing() {
     let mut other = listed();
     other["metadata"]["name"] = "other".into();
     *rig.api.pods.lock() = vec![listed(), other];
-    assert_eq!(rig.get(TOKEN).await.status, 503);
+    assert_eq!(rig.get(TOKEN).await.status, 500);
 }
 
 #[tokio::test]
@@ -68,5 +68,5 @@ async fn a_stranger_does_not_make_the_api_server_busy_and_its_absence_is_no_verd
     let rig = without_pod().await;
     rig.api.is_away.store(true, Ordering::SeqCst);
     let answer = rig.get(TOKEN).await;
-    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert_eq!(answer.status, 500, "{}", answer.body);
 }

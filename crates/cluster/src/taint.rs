@@ -22,7 +22,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// The effects that Kubernetes knows.
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
-/// The value of `--startup-taint`, `KEY` or `KEY:EFFECT`; without an effect it means every taint with the key.
+/// The value of `--startup-taint`, `KEY` or `KEY:EFFECT`; without an effect it means every taint with the key. `KEY=VALUE:EFFECT`, as
+/// the kubelet and node pools are given it, is taken; the value does not matter, because a node has one taint of a key and an effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartupTaint {
     key: String,
@@ -45,9 +46,10 @@ impl FromStr for StartupTaint {
                 EFFECTS.join(", ")
             ));
         }
+        let (key, value) = key.split_once('=').unwrap_or((key, ""));
         let valid =
             |character: char| character.is_ascii_alphanumeric() || "-_./".contains(character);
-        if key.is_empty() || !key.chars().all(valid) {
+        if key.is_empty() || !key.chars().chain(value.chars()).all(valid) {
             return Err(format!(
                 "{key:?} is no key of a taint; give KEY or KEY:EFFECT, such as podid.io/agent-not-ready:NoSchedule"
             ));
@@ -172,12 +174,20 @@ mod tests {
         let taint: StartupTaint = "podid.io/agent-not-ready:NoSchedule".parse().unwrap();
         assert_eq!(taint.effect.as_deref(), Some("NoSchedule"));
         assert_eq!("key".parse::<StartupTaint>().unwrap().effect, None);
+        for pasted in [
+            "podid.io/agent-not-ready=true:NoSchedule",
+            "podid.io/agent-not-ready=:NoSchedule",
+        ] {
+            assert_eq!(pasted.parse::<StartupTaint>().unwrap(), taint, "{pasted}");
+        }
+        assert_eq!("key=value".parse::<StartupTaint>().unwrap().key, "key");
         for wrong in [
             "",
             ":NoSchedule",
             "key:",
             "key:Never",
-            "key=value:NoSchedule",
+            "=value:NoSchedule",
+            "key=value=more:NoSchedule",
             "a b",
         ] {
             assert!(wrong.parse::<StartupTaint>().is_err(), "{wrong}");

@@ -19,12 +19,7 @@ fn folder() -> PathBuf {
 }
 
 fn promtool(arguments: &[&str]) -> Output {
-    let build = Command::new(tools::repository().join("tools/promtool/build"))
-        .output()
-        .unwrap();
-    assert!(build.status.success(), "run tools/setup: {build:?}");
-    let program = String::from_utf8(build.stdout).unwrap();
-    Command::new(program.trim())
+    Command::new(tools::promtool().unwrap())
         .args(arguments)
         .current_dir(folder())
         .output()

@@ -77,6 +77,15 @@ pub fn helm() -> Result<PathBuf> {
     build("tools/helm/build").context("helm is neither cached nor can it be built: run tools/setup")
 }
 
+/// The program promtool: from the cache of `tools/setup`, built when it is not there.
+///
+/// # Errors
+/// When it cannot be had, saying what to do.
+pub fn promtool() -> Result<PathBuf> {
+    build("tools/promtool/build")
+        .context("promtool is neither cached nor can it be built: run tools/setup")
+}
+
 /// podid as it was at the commit that `tools/released/build` names; it is built when it is not there, which takes minutes.
 ///
 /// # Errors

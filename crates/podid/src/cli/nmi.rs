@@ -69,8 +69,8 @@ pub struct Nmi {
     /// Added to the User-Agent of requests to Entra
     #[arg(long = "custom-user-agent", value_name = "TEXT")]
     user_agent: Option<String>,
-    /// A taint that keeps pods off the node until this node agent is ready, which then takes it off. Needs get and patch on nodes
-    #[arg(long, value_name = "KEY[:EFFECT]")]
+    /// A taint that keeps pods off the node until this node agent is ready, which then takes it off; its value does not matter. Needs get and patch on nodes
+    #[arg(long, value_name = "KEY[=VALUE][:EFFECT]")]
     startup_taint: Option<StartupTaint>,
     #[command(flatten)]
     door: Door,

@@ -9,5 +9,7 @@
 
 mod cluster;
 mod life;
+mod monitors;
+mod older;
 mod refusals;
 mod rendering;

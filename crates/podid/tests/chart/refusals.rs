@@ -3,7 +3,7 @@
 use crate::cluster::{Cluster, IMAGES, template, text, values};
 
 /// Values, and what the refusal says.
-const WRONG: [(&[&str], &[&str]); 24] = [
+const WRONG: [(&[&str], &[&str]); 36] = [
     (
         &["operationMode=Managed"],
         &["operationMode", "'standard', 'managed'"],
@@ -94,6 +94,66 @@ const WRONG: [(&[&str], &[&str]); 24] = [
         &["nmi.prometheusPort=2579", "another one"],
     ),
     (&["mic.prometheusPort=8080"], &["both 8080", "another port"]),
+    (
+        &["enabled=false"],
+        &["enabled=false, and still", "condition: podid.enabled"],
+    ),
+    (
+        &["forceNameSpaced=false"],
+        &[
+            "forceNameSpaced=false is an old",
+            "write forceNamespaced=false",
+        ],
+    ),
+    (
+        &["forceNameSpaced=true", "forceNamespaced=false"],
+        &["forceNameSpaced=true contradicts"],
+    ),
+    (
+        &["forceNameSpaced=yes"],
+        &["forceNameSpaced=yes: write forceNamespaced=true or"],
+    ),
+    (
+        &[
+            "azureIdentity.enabled=true",
+            "azureIdentity.resourceID=/r",
+            "azureIdentity.clientID=c",
+            "azureIdentityBinding.name=b",
+            "azureIdentityBinding.selector=s",
+        ],
+        &[
+            "azureIdentities.azure-identity.resourceID=/r, azureIdentities.azure-identity.clientID=c",
+            "azureIdentities.azure-identity.binding.name=b, azureIdentities.azure-identity.binding.selector=s",
+        ],
+    ),
+    (
+        &["azureIdentityBinding.selector=s"],
+        &["resourceID=RESOURCE_ID", "binding.selector=s"],
+    ),
+    (
+        &["psp.enabled=true"],
+        &["psp.enabled: Kubernetes has no", "kubectl label"],
+    ),
+    (
+        &["resources.limits.cpu=1"],
+        &["resources: write mic.resources and nmi.resources"],
+    ),
+    (
+        &["customLabels.team=a"],
+        &["customLabels: write mic.podLabels and nmi.podLabels"],
+    ),
+    (
+        &["image.pullPolicy=Always"],
+        &["image.pullPolicy: write image.imagePullPolicy=Always"],
+    ),
+    (
+        &["mic.tag=1.5-rc2"],
+        &["mic.tag=1.5-rc2 is a version of AAD"],
+    ),
+    (
+        &["nmi.startupTaint=key=value:Never"],
+        &["/nmi/startupTaint"],
+    ),
     (
         &["image.repository="],
         &["image.repository is required", "example.azurecr.io/podid"],

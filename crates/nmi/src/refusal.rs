@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::StatusCode;
 use podid_azure::ErrorKind;
 use podid_policy::facts::ObjectKey;
+use podid_policy::ids::IdError;
 use podid_policy::reason::DenialReason;
 
 use crate::token::request::MAX_RESOURCE;
@@ -61,19 +62,24 @@ impl Shape {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     /// No such endpoint.
-    #[error("no such endpoint; tokens are at /metadata/identity/oauth2/token")]
-    NotFound,
+    #[error("no such endpoint: {0}; tokens are at /metadata/identity/oauth2/token")]
+    NotFound(String),
     /// Not GET.
     #[error("only GET is allowed")]
     Method,
     /// `Metadata: true` is missing.
     #[error("Required metadata header not specified")]
     NoMetadataHeader,
-    /// The request came through a proxy.
+    /// The header `Metadata` has another value.
     #[error(
-        "a request with X-Forwarded-For is refused; set NO_PROXY=169.254.169.254 so that it does not go through a proxy"
+        "Required metadata header not specified: it must be Metadata: true, and came as Metadata: {0}"
     )]
-    Forwarded,
+    OddMetadataHeader(String),
+    /// The request came through a proxy, which this header tells.
+    #[error(
+        "a request with the header {0} is refused, because it came through a proxy; set NO_PROXY=169.254.169.254 so that it does not"
+    )]
+    Forwarded(&'static str),
     /// The target is too long.
     #[error("the request target is too long")]
     TooLong,
@@ -196,12 +202,13 @@ impl Refusal {
     pub(crate) fn shape(&self) -> Shape {
         use StatusCode as S;
         match self {
-            Self::NotFound => Shape::new(S::NOT_FOUND, "not_found"),
+            Self::NotFound(_) => Shape::new(S::NOT_FOUND, "not_found"),
             Self::Method => Shape::new(S::METHOD_NOT_ALLOWED, "invalid_request"),
             Self::TooLong => Shape::new(S::URI_TOO_LONG, "invalid_request"),
             Self::HeadTooLong => Shape::new(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request"),
             Self::NoMetadataHeader
-            | Self::Forwarded
+            | Self::OddMetadataHeader(_)
+            | Self::Forwarded(_)
             | Self::Query(_)
             | Self::Malformed
             | Self::NoPodNamed
@@ -229,10 +236,10 @@ impl Refusal {
     /// A stable name for metrics, logs and the troubleshooting page.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::NotFound => "NotFound",
+            Self::NotFound(_) => "NotFound",
             Self::Method => "MethodNotAllowed",
-            Self::NoMetadataHeader => "NoMetadataHeader",
-            Self::Forwarded => "Forwarded",
+            Self::NoMetadataHeader | Self::OddMetadataHeader(_) => "NoMetadataHeader",
+            Self::Forwarded(_) => "Forwarded",
             Self::TooLong => "TooLong",
             Self::HeadTooLong => "HeadTooLong",
             Self::Malformed => "Malformed",
@@ -289,6 +296,22 @@ fn of_azure(error: &podid_azure::Error) -> Shape {
     }
 }
 
+/// The longest text of a request that an answer and the log repeat, in characters.
+const MAX_EXCERPT: usize = 200;
+
+/// A part of a request as an answer and the log may repeat it: its beginning, without control characters.
+pub(crate) fn excerpt(text: &str) -> String {
+    let plain = text.chars().filter(|c| !c.is_control());
+    plain.take(MAX_EXCERPT).collect()
+}
+
+fn synonym(first: &str, second: &str) -> String {
+    match first == second {
+        true => String::new(),
+        false => format!(", once as '{first}'"),
+    }
+}
+
 /// Why a query is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum QueryError {
@@ -298,18 +321,36 @@ pub(crate) enum QueryError {
     /// `resource` is absent.
     #[error("Required query variable 'resource' is missing")]
     NoResource,
-    /// `resource` is too long or not text.
-    #[error("query variable 'resource' is longer than {MAX_RESOURCE} bytes or not UTF-8")]
-    Resource,
-    /// The same variable twice.
-    #[error("query variable '{0}' is given twice")]
-    Twice(&'static str),
+    /// `resource` is too long.
+    #[error("query variable 'resource' is longer than {MAX_RESOURCE} bytes")]
+    LongResource,
+    /// `resource` has a control character.
+    #[error("query variable 'resource' has a control character in it, such as a line break")]
+    ControlInResource,
+    /// `resource` is not text.
+    #[error("query variable 'resource' is not UTF-8")]
+    ResourceNotText,
+    /// The same variable twice, by the names that were sent.
+    #[error("query variable '{second}' is given twice{}", synonym(first, second))]
+    Twice {
+        /// The name of the first.
+        first: &'static str,
+        /// The name of the second, which means the same.
+        second: &'static str,
+    },
     /// Two ways of naming the identity at once.
-    #[error("client_id, object_id and msi_res_id exclude one another")]
-    TwoSelectors,
+    #[error("query variables '{0}' and '{1}' exclude one another: each names an identity")]
+    TwoSelectors(&'static str, &'static str),
     /// The identity is named by something that is not an id.
-    #[error("query variable '{0}' is malformed")]
-    Selector(&'static str),
+    #[error("query variable '{name}' is malformed: {cause}{hint}")]
+    Selector {
+        /// The variable that was sent.
+        name: &'static str,
+        /// What is wrong with its value.
+        cause: IdError,
+        /// What is likely to have gone wrong.
+        hint: &'static str,
+    },
     /// The query of a request for a category could be read in several ways.
     #[error("the query has characters other than letters, digits and -_.~=&,:+")]
     Odd,

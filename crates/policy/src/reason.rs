@@ -2,6 +2,7 @@
 //! operator. `verdict.rs` gives them; the node agent puts them into its response, its metrics and its log.
 
 use crate::facts::ObjectKey;
+use crate::verdict::RequestedIdentity;
 
 /// Why a request gets no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,11 +35,13 @@ pub enum DenialReason {
     },
     /// The request names an identity that the pod is not granted.
     #[error(
-        "pod {pod} asks for an identity that no AzureIdentityBinding grants it; it is granted {granted}"
+        "pod {pod} asks for {asked}, which no AzureIdentityBinding grants it; it is granted {granted}"
     )]
     NotGranted {
         /// The pod.
         pod: ObjectKey,
+        /// The identity as the request names it.
+        asked: RequestedIdentity,
         /// The names of those it has.
         granted: String,
     },
@@ -52,6 +55,18 @@ pub enum DenialReason {
         /// The names of the candidates.
         granted: String,
     },
+    /// The request names a client id that several granted identities have, whose tokens are of different principals.
+    #[error(
+        "pod {pod} asks for {asked}, and is granted several with it: {granted}; bind one of them only, or give its AzureIdentityBinding a higher weight"
+    )]
+    AmbiguousClientId {
+        /// The pod.
+        pod: ObjectKey,
+        /// The identity as the request names it.
+        asked: RequestedIdentity,
+        /// The candidates, each with its tenant or ARM id.
+        granted: String,
+    },
 }
 
 impl DenialReason {
@@ -63,6 +78,7 @@ impl DenialReason {
             Self::NoIdentity { .. } => "NoIdentity",
             Self::NotGranted { .. } => "NotGranted",
             Self::Ambiguous { .. } => "Ambiguous",
+            Self::AmbiguousClientId { .. } => "AmbiguousClientId",
         }
     }
 }

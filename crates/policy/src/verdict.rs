@@ -7,11 +7,16 @@
 //!  the request names an identity that it is not granted ──────► Refused: not granted
 //!  the binding with the highest weight ───────────────────────► Grant
 //!  several of them, the request names none, and no pick_first ► Refused: ambiguous
+//!  several of them with the client id that the request names, in different tenants or of different resources
+//!                                                             ► Refused: ambiguous client id
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use crate::facts::{BindingFacts, ExceptionFacts, IdentityFacts, ObjectKey, PodFacts};
+use crate::facts::{
+    BindingFacts, ExceptionFacts, IdentityFacts, IdentitySource, ObjectKey, PodFacts,
+};
 use crate::ids::{ClientId, ResourceId};
 use crate::matching::{BINDING_LABEL, Scope, exempts, grants, selects};
 use crate::reason::DenialReason;
@@ -25,8 +30,24 @@ pub enum RequestedIdentity {
     Client(ClientId),
     /// By `msi_res_id` or one of its other spellings.
     Resource(ResourceId),
-    /// By `object_id`, which no Kubernetes object has: the AzureIdentity that the caller found for it, if any.
-    Object(Option<ObjectKey>),
+    /// By `object_id`, which no Kubernetes object has.
+    Object {
+        /// The object id; it is a GUID as client ids are.
+        id: ClientId,
+        /// The AzureIdentity that the caller found for it, if any.
+        identity: Option<ObjectKey>,
+    },
+}
+
+impl fmt::Display for RequestedIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any identity"),
+            Self::Client(id) => write!(f, "the identity with client_id {id}"),
+            Self::Resource(id) => write!(f, "the identity with msi_res_id {id}"),
+            Self::Object { id, .. } => write!(f, "the identity with object_id {id}"),
+        }
+    }
 }
 
 impl RequestedIdentity {
@@ -35,7 +56,9 @@ impl RequestedIdentity {
             Self::Any => true,
             Self::Client(id) => identity.client_id == *id,
             Self::Resource(id) => identity.resource_id() == Some(id),
-            Self::Object(traced) => traced.as_ref() == Some(&identity.key),
+            Self::Object {
+                identity: found, ..
+            } => found.as_ref() == Some(&identity.key),
         }
     }
 }
@@ -84,21 +107,60 @@ pub fn authorize<'a>(
         .filter(|g| wanted.accepts(g.identity))
         .collect();
     let heaviest = matching.iter().map(|g| g.weight).max();
-    let mut best = matching.iter().filter(|g| Some(g.weight) == heaviest);
-    match (best.next(), best.next()) {
-        (Some(only), None) => Verdict::Grant(only.identity),
-        (Some(first), Some(_)) if *wanted != RequestedIdentity::Any || objects.pick_first => {
-            Verdict::Grant(first.identity)
-        }
-        (None, _) => Verdict::Refused(DenialReason::NotGranted {
-            pod: pod.key.clone(),
+    let best: Vec<_> = matching
+        .iter()
+        .filter(|g| Some(g.weight) == heaviest)
+        .map(|g| g.identity)
+        .collect();
+    let pod = pod.key.clone();
+    match best.as_slice() {
+        [] => Verdict::Refused(DenialReason::NotGranted {
+            pod,
+            asked: wanted.clone(),
             granted: names(granted.iter()),
         }),
-        _ => Verdict::Refused(DenialReason::Ambiguous {
-            pod: pod.key.clone(),
-            granted: names(matching.into_iter()),
-        }),
+        [_, _, ..] if *wanted == RequestedIdentity::Any && !objects.pick_first => {
+            Verdict::Refused(DenialReason::Ambiguous {
+                pod,
+                granted: names(matching.into_iter()),
+            })
+        }
+        [first, others @ ..]
+            if *wanted != RequestedIdentity::Any
+                && others.iter().any(|other| !is_same_principal(first, other)) =>
+        {
+            Verdict::Refused(DenialReason::AmbiguousClientId {
+                pod,
+                asked: wanted.clone(),
+                granted: principals(&best),
+            })
+        }
+        [first, ..] => Verdict::Grant(first),
     }
+}
+
+/// Whether tokens of both are of one principal: a client id alone does not say so, because an application has one in every tenant.
+fn is_same_principal(one: &IdentityFacts, other: &IdentityFacts) -> bool {
+    match (&one.source, &other.source) {
+        (
+            IdentitySource::ServicePrincipal { tenant: one, .. },
+            IdentitySource::ServicePrincipal { tenant: other, .. },
+        ) => one.eq_ignore_ascii_case(other),
+        _ => one.resource_id() == other.resource_id(),
+    }
+}
+
+/// Identities, each with its tenant or ARM id.
+fn principals(identities: &[&IdentityFacts]) -> String {
+    let described = identities.iter().map(|identity| match &identity.source {
+        IdentitySource::ServicePrincipal { tenant, .. } => {
+            format!("{} (tenant {tenant})", identity.key)
+        }
+        IdentitySource::UserAssigned { resource_id } => {
+            format!("{} ({resource_id})", identity.key)
+        }
+    });
+    described.collect::<Vec<_>>().join(", ")
 }
 
 /// An identity that a pod may use, with the highest weight among the bindings that grant it.

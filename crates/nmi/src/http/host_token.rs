@@ -29,7 +29,7 @@ use crate::http::error_body::{ResponsePending, WithErrorBody};
 use crate::http::request::{CLIENT_REQUEST_ID, RequestRecord, finish};
 use crate::http::response::{Answer, closing_bytes, json};
 use crate::http::target::{host_request, is_host};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, excerpt};
 use crate::token::grant::{self, Requester};
 
 /// Open connections; beyond this the answer is 429. A node has few programs that ask.
@@ -164,7 +164,7 @@ async fn token(
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     if !is_host(request.uri().path()) {
-        return Err(Refusal::NotFound);
+        return Err(Refusal::NotFound(excerpt(request.uri().path())));
     }
     if request.method() != Method::GET {
         return Err(Refusal::Method);

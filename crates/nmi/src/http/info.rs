@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::context::Context;
 use crate::http::passthrough;
 use crate::http::response::{Answer, json};
-use crate::http::target::info_request;
+use crate::http::target::{Dialect, info_request};
 use crate::refusal::Refusal;
 use crate::token::grant::{self, Requester};
 
@@ -59,11 +59,12 @@ pub(crate) async fn tenant(
     requester: Requester<'_>,
     target: &Uri,
 ) -> Result<Answer, Refusal> {
-    let selector = info_request(target.query().unwrap_or_default())?;
+    let dialect = Dialect::of(&context.config);
+    let wanted = info_request(target.query().unwrap_or_default(), dialect)?;
     // An object id is resolved with a token, here of the audience that every identity has tokens for.
     let resource = "https://management.azure.com/";
     let granted = async || {
-        let wanted = grant::resolve(context, requester, &selector, resource).await?;
+        let wanted = grant::resolve(context, requester, &wanted, resource).await?;
         grant::granted(context, requester, &wanted).await
     };
     let (_, identity) = grant::held(context, requester, granted).await?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::context::Context;
 use crate::http::response::Answer;
 use crate::http::target::is_plain_query;
-use crate::refusal::{QueryError, Refusal};
+use crate::refusal::{QueryError, Refusal, excerpt};
 use crate::token::source::ForwardError;
 
 /// Largest body of a forwarded request, in bytes; what the metadata service takes is far smaller.
@@ -28,7 +28,14 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The header that the metadata service demands, and podid too.
 pub(crate) const METADATA: HeaderName = HeaderName::from_static("metadata");
 /// The header that the metadata service refuses, because a request that came through a proxy is not the node's own.
-pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The headers by which a proxy tells that it forwards a request, and their usual spelling. No client of the metadata service sends one,
+/// and what a proxy in a pod forwards is not the pod's own request.
+pub(crate) static PROXIED: [(HeaderName, &str); 3] = [
+    (FORWARDED_FOR, "X-Forwarded-For"),
+    (VIA, "Via"),
+    (FORWARDED, "Forwarded"),
+];
 /// Headers that are about one connection (RFC 9110, section 7.6.1; of the two for proxies, sections 11.7.1 and 11.7.2), and those
 /// that hyper writes anew for the body that podid has read.
 const HOP_BY_HOP: [HeaderName; 11] = [
@@ -92,7 +99,7 @@ pub(crate) async fn category(context: &Context, target: &Uri) -> Result<Answer, 
     let target = target
         .path_and_query()
         .map_or("/", |target| target.as_str());
-    let target = Uri::try_from(target).map_err(|_| Refusal::NotFound)?;
+    let target = Uri::try_from(target).map_err(|_| Refusal::NotFound(excerpt(target)))?;
     let answer = relay(context, own_request(target)).await?;
     if answer.status().is_redirection() {
         return Err(Refusal::Redirected);

@@ -19,11 +19,11 @@ use crate::caller::index::Caller;
 use crate::context::Context;
 use crate::hold::Hold;
 use crate::http::info;
-use crate::http::passthrough::{self, FORWARDED_FOR, METADATA};
+use crate::http::passthrough::{self, METADATA, PROXIED};
 use crate::http::rate_limit::Permit;
 use crate::http::response::{self, Answer};
-use crate::http::target::{Endpoint, MAX_TARGET, endpoint, token_request};
-use crate::refusal::Refusal;
+use crate::http::target::{Dialect, Endpoint, MAX_TARGET, endpoint, token_request};
+use crate::refusal::{Refusal, excerpt};
 use crate::token::grant::{self, Requester};
 
 /// The client's own name of its request, for the logs.
@@ -67,7 +67,8 @@ pub(crate) async fn respond(
 ) -> Answer {
     if connection.peer.is_loopback() && request.uri().path() == SELF_CHECK_PATH {
         // Neither logged nor counted, because the kubelet causes one every few seconds.
-        return response::refused(&Refusal::NotFound, &response::correlation_id());
+        let refusal = Refusal::NotFound(SELF_CHECK_PATH.to_owned());
+        return response::refused(&refusal, &response::correlation_id());
     }
     let started = Instant::now();
     let mut record = RequestRecord {
@@ -169,7 +170,9 @@ async fn route(
         return Err(Refusal::TooLong);
     }
     match endpoint {
-        Endpoint::Identity | Endpoint::Unknown => Err(Refusal::NotFound),
+        Endpoint::Identity | Endpoint::Unknown => {
+            Err(Refusal::NotFound(excerpt(request.uri().path())))
+        }
         Endpoint::Host => Err(Refusal::NotTheNode),
         Endpoint::Info => {
             record.endpoint = "info";
@@ -199,7 +202,8 @@ async fn route(
         Endpoint::Token => {
             record.endpoint = "token";
             admissible(context, &request)?;
-            let asked = token_request(request.uri().query().unwrap_or_default())?;
+            let dialect = Dialect::of(&context.config);
+            let asked = token_request(request.uri().query().unwrap_or_default(), dialect)?;
             record.resource.push_str(&asked.resource);
             let (token, _) = grant::token(
                 context,
@@ -220,15 +224,21 @@ fn admissible(context: &Context, request: &Request<Incoming>) -> Result<(), Refu
         return Err(Refusal::Method);
     }
     let headers = request.headers();
-    if headers.contains_key(FORWARDED_FOR) {
-        return Err(Refusal::Forwarded);
+    let mut proxied = PROXIED.iter();
+    if let Some((_, name)) = proxied.find(|(name, _)| headers.contains_key(name)) {
+        return Err(Refusal::Forwarded(name));
     }
-    let mut values = headers.get_all(METADATA).iter();
-    let stated =
-        values.next().is_some_and(|value| value == "true") && values.all(|value| value == "true");
-    if stated || !context.config.metadata_header_required {
-        Ok(())
-    } else {
-        Err(Refusal::NoMetadataHeader)
+    if !context.config.metadata_header_required {
+        return Ok(());
     }
+    let mut values = headers.get_all(METADATA).iter().peekable();
+    if values.peek().is_none() {
+        return Err(Refusal::NoMetadataHeader);
+    }
+    // In any case, because clients in use send `True`.
+    let odd = values.find(|value| !value.as_bytes().eq_ignore_ascii_case(b"true"));
+    odd.map_or(Ok(()), |value| {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        Err(Refusal::OddMetadataHeader(excerpt(&value)))
+    })
 }

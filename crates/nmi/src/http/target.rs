@@ -5,14 +5,17 @@
 
 use std::borrow::Cow;
 
-use podid_policy::ids::{ClientId, ResourceId};
+use podid_policy::ids::{ClientId, IdError, ResourceId};
 use podid_policy::verdict::RequestedIdentity;
 
+use crate::config::Config;
 use crate::refusal::QueryError;
-use crate::token::request::{IdentitySelector, MAX_RESOURCE, TokenRequest};
+use crate::token::request::{MAX_RESOURCE, TokenRequest};
 
 /// Longest target in bytes: a resource and a resource id at their longest, percent-encoded.
 pub(crate) const MAX_TARGET: usize = 8 * 1024;
+/// The version of the protocol that clients of `MSI_ENDPOINT` speak.
+const MSI_API_VERSION: &str = "2017-09-01";
 /// The first version of the protocol that has identities.
 const FIRST_API_VERSION: &str = "2018-02-01";
 
@@ -62,11 +65,10 @@ pub(crate) fn endpoint(path: &str) -> Endpoint<'_> {
     }
 }
 
-/// What follows `metadata/` in the spellings that SDKs use: `metadata` in any case, two slashes in front (Java), one at the end
-/// (JavaScript).
+/// What follows `metadata/` in the spellings that SDKs use: `metadata` in any case, several slashes in front (Java, with a host that ends
+/// with one), one at the end (JavaScript).
 fn exact(path: &str) -> Option<&str> {
-    let path = path.strip_prefix('/').unwrap_or(path);
-    let path = path.strip_prefix('/').unwrap_or(path);
+    let path = path.trim_start_matches('/');
     let path = path.strip_suffix('/').unwrap_or(path);
     let (root, rest) = path.split_once('/')?;
     root.eq_ignore_ascii_case("metadata").then_some(rest)
@@ -154,26 +156,60 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The protocol that a query follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// The metadata service's.
+    Imds,
+    /// Also that of clients that know only `MSI_ENDPOINT`: `api-version` may be absent or 2017-09-01, and `clientid` names an identity.
+    MsiEndpoint,
+}
+
+impl Dialect {
+    /// The dialect that this node agent understands: old clients send no `Metadata: true` either.
+    pub(crate) fn of(config: &Config) -> Self {
+        match config.metadata_header_required {
+            true => Self::Imds,
+            false => Self::MsiEndpoint,
+        }
+    }
+}
+
+/// One query variable, by the name that was sent.
+struct Variable<'a> {
+    name: &'static str,
+    value: Cow<'a, str>,
+}
+
 /// The query variables that podid knows; others are ignored.
 #[derive(Default)]
 struct Variables<'a> {
-    api_version: Option<Cow<'a, str>>,
-    resource: Option<Cow<'a, str>>,
-    client_id: Option<Cow<'a, str>>,
-    object_id: Option<Cow<'a, str>>,
-    resource_id: Option<Cow<'a, str>>,
-    bypass_cache: Option<Cow<'a, str>>,
+    api_version: Option<Variable<'a>>,
+    resource: Option<Variable<'a>>,
+    client_id: Option<Variable<'a>>,
+    object_id: Option<Variable<'a>>,
+    resource_id: Option<Variable<'a>>,
+    bypass_cache: Option<Variable<'a>>,
+}
+
+impl Variables<'_> {
+    /// Checks `api-version`.
+    fn check_version(&self, dialect: Dialect) -> Result<(), QueryError> {
+        let version = self.api_version.as_ref().map_or("", |found| &found.value);
+        let is_msi = dialect == Dialect::MsiEndpoint && ["", MSI_API_VERSION].contains(&version);
+        (is_msi || is_api_version(version))
+            .then_some(())
+            .ok_or(QueryError::ApiVersion)
+    }
 }
 
 /// Parses the query of a request for a token.
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
-pub(crate) fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
-    let variables = variables(query)?;
-    if !is_api_version(variables.api_version.as_deref().unwrap_or_default()) {
-        return Err(QueryError::ApiVersion);
-    }
+pub(crate) fn token_request(query: &str, dialect: Dialect) -> Result<TokenRequest<'_>, QueryError> {
+    let variables = variables(query, dialect)?;
+    variables.check_version(dialect)?;
     token_of(variables)
 }
 
@@ -182,23 +218,31 @@ pub(crate) fn token_request(query: &str) -> Result<TokenRequest<'_>, QueryError>
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
 pub(crate) fn host_request(query: &str) -> Result<TokenRequest<'_>, QueryError> {
-    token_of(variables(query)?)
+    token_of(variables(query, Dialect::Imds)?)
 }
 
 fn token_of(variables: Variables<'_>) -> Result<TokenRequest<'_>, QueryError> {
-    let selector = selector(&variables)?;
+    let wanted = wanted(&variables)?;
     let resource = variables
         .resource
+        .map(|resource| resource.value)
         .filter(|resource| !resource.is_empty())
         .ok_or(QueryError::NoResource)?;
-    let odd = |c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER;
-    if resource.len() > MAX_RESOURCE || resource.contains(odd) {
-        return Err(QueryError::Resource);
+    if resource.len() > MAX_RESOURCE {
+        return Err(QueryError::LongResource);
+    }
+    if resource.contains(char::is_control) {
+        return Err(QueryError::ControlInResource);
+    }
+    if resource.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(QueryError::ResourceNotText);
     }
     Ok(TokenRequest {
         resource,
-        selector,
-        bypass_cache: variables.bypass_cache.is_some_and(|value| value == "true"),
+        wanted,
+        bypass_cache: variables
+            .bypass_cache
+            .is_some_and(|bypass| bypass.value == "true"),
     })
 }
 
@@ -206,38 +250,56 @@ fn token_of(variables: Variables<'_>) -> Result<TokenRequest<'_>, QueryError> {
 ///
 /// # Errors
 /// [`QueryError`] says what is missing, doubled or malformed.
-pub(crate) fn info_request(query: &str) -> Result<IdentitySelector, QueryError> {
-    let variables = variables(query)?;
-    if !is_api_version(variables.api_version.as_deref().unwrap_or_default()) {
-        return Err(QueryError::ApiVersion);
-    }
-    selector(&variables)
+pub(crate) fn info_request(query: &str, dialect: Dialect) -> Result<RequestedIdentity, QueryError> {
+    let variables = variables(query, dialect)?;
+    variables.check_version(dialect)?;
+    wanted(&variables)
 }
 
-fn selector<'a>(variables: &'a Variables<'_>) -> Result<IdentitySelector, QueryError> {
+fn wanted(variables: &Variables<'_>) -> Result<RequestedIdentity, QueryError> {
     // Some clients send an empty value when no identity is named.
-    let given = |value: &'a Option<Cow<'_, str>>| value.as_deref().filter(|id| !id.is_empty());
-    let client = given(&variables.client_id);
-    let object = given(&variables.object_id);
-    let arm = given(&variables.resource_id);
-    let guid = |id, name| ClientId::parse(id).map_err(|_| QueryError::Selector(name));
-    let mut object_id = None;
-    let wanted = match (client, object, arm) {
-        (None, None, None) => RequestedIdentity::Any,
-        (Some(id), None, None) => RequestedIdentity::Client(guid(id, "client_id")?),
-        (None, Some(id), None) => {
-            object_id = Some(guid(id, "object_id")?);
-            RequestedIdentity::Object(None)
-        }
-        (None, None, Some(id)) => RequestedIdentity::Resource(
-            ResourceId::parse(id).map_err(|_| QueryError::Selector("msi_res_id"))?,
-        ),
-        _ => return Err(QueryError::TwoSelectors),
+    let all = [
+        &variables.client_id,
+        &variables.object_id,
+        &variables.resource_id,
+    ];
+    let given = |variable: &Option<_>| {
+        let variable: &Option<Variable<'_>> = variable;
+        variable
+            .as_ref()
+            .is_some_and(|found| !found.value.is_empty())
     };
-    Ok(IdentitySelector { wanted, object_id })
+    let mut named = all.into_iter().filter(|variable| given(variable)).flatten();
+    let Some(only) = named.next() else {
+        return Ok(RequestedIdentity::Any);
+    };
+    if let Some(other) = named.next() {
+        return Err(QueryError::TwoSelectors(only.name, other.name));
+    }
+    let text = &*only.value;
+    let malformed = |cause: IdError| QueryError::Selector {
+        name: only.name,
+        cause,
+        hint: match text.trim() == text {
+            true => "",
+            false => "; there is white space or a line break around it",
+        },
+    };
+    if given(&variables.client_id) {
+        let id = ClientId::parse(text).map_err(malformed)?;
+        Ok(RequestedIdentity::Client(id))
+    } else if given(&variables.object_id) {
+        Ok(RequestedIdentity::Object {
+            id: ClientId::parse(text).map_err(malformed)?,
+            identity: None,
+        })
+    } else {
+        let id = ResourceId::parse(text).map_err(malformed)?;
+        Ok(RequestedIdentity::Resource(id))
+    }
 }
 
-fn variables(query: &str) -> Result<Variables<'_>, QueryError> {
+fn variables(query: &str, dialect: Dialect) -> Result<Variables<'_>, QueryError> {
     let mut found = Variables::default();
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -245,15 +307,21 @@ fn variables(query: &str) -> Result<Variables<'_>, QueryError> {
             "api-version" => (&mut found.api_version, "api-version"),
             "resource" => (&mut found.resource, "resource"),
             "client_id" => (&mut found.client_id, "client_id"),
+            "clientid" if dialect == Dialect::MsiEndpoint => (&mut found.client_id, "clientid"),
             "object_id" => (&mut found.object_id, "object_id"),
-            "msi_res_id" | "mi_res_id" | "resource_id" | "msi-res-id" => {
-                (&mut found.resource_id, "msi_res_id")
-            }
+            "msi_res_id" => (&mut found.resource_id, "msi_res_id"),
+            "mi_res_id" => (&mut found.resource_id, "mi_res_id"),
+            "resource_id" => (&mut found.resource_id, "resource_id"),
+            "msi-res-id" => (&mut found.resource_id, "msi-res-id"),
             "bypass_cache" => (&mut found.bypass_cache, "bypass_cache"),
             _ => continue,
         };
-        if slot.replace(decoded(value)).is_some() {
-            return Err(QueryError::Twice(name));
+        let value = decoded(value);
+        if let Some(before) = slot.replace(Variable { name, value }) {
+            return Err(QueryError::Twice {
+                first: before.name,
+                second: name,
+            });
         }
     }
     Ok(found)

@@ -25,7 +25,7 @@ use crate::hold::Hold;
 use crate::refusal::Refusal;
 use crate::token::cache::{CachedToken, Served};
 use crate::token::object_id;
-use crate::token::request::{IdentitySelector, TokenRequest};
+use crate::token::request::TokenRequest;
 
 /// Who asks for a token.
 #[derive(Clone, Copy)]
@@ -113,7 +113,7 @@ async fn issue(
     requester: Requester<'_>,
     request: &TokenRequest<'_>,
 ) -> Result<Issued, Refusal> {
-    let wanted = resolve(context, requester, &request.selector, &request.resource).await?;
+    let wanted = resolve(context, requester, &request.wanted, &request.resource).await?;
     let (pod, identity) = granted(context, requester, &wanted).await?;
     let (token, served) = context
         .cache
@@ -167,14 +167,15 @@ pub(crate) async fn held<T, A: Future<Output = Result<T, Refusal>>>(
 pub(crate) async fn resolve(
     context: &Context,
     requester: Requester<'_>,
-    selector: &IdentitySelector,
+    wanted: &RequestedIdentity,
     resource: &str,
 ) -> Result<RequestedIdentity, Refusal> {
-    match &selector.object_id {
-        Some(id) => Ok(RequestedIdentity::Object(
-            object_id::resolve(context, requester, id, resource).await?,
-        )),
-        None => Ok(selector.wanted.clone()),
+    match wanted {
+        RequestedIdentity::Object { id, .. } => Ok(RequestedIdentity::Object {
+            id: id.clone(),
+            identity: object_id::resolve(context, requester, id, resource).await?,
+        }),
+        other => Ok(other.clone()),
     }
 }
 

@@ -35,7 +35,11 @@ pub(crate) async fn resolve(
         let index = context.index.read();
         let mut keys: Vec<_> = index.granted_identities().into_keys().collect();
         keys.sort();
-        let decide = |key| index.decide(&pod, &RequestedIdentity::Object(Some(key)));
+        let wanted = |key| RequestedIdentity::Object {
+            id: id.clone(),
+            identity: Some(key),
+        };
+        let decide = |key| index.decide(&pod, &wanted(key));
         keys.into_iter().map(decide).collect::<Vec<_>>()
     };
     let granted = candidates

@@ -101,7 +101,7 @@ struct Door {
     /// The port to listen on
     #[arg(long, value_name = "PORT", default_value_t = 2579)]
     nmi_port: u16,
-    /// Demand the header Metadata: true
+    /// Demand the header Metadata: true. Without, clients of MSI_ENDPOINT are served too: with clientid, and api-version 2017-09-01 or none
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
         default_missing_value = "true", action = ArgAction::Set)]
     metadata_header_required: bool,

@@ -130,7 +130,10 @@ fn an_object_id_grants_what_it_was_traced_to_if_that_is_granted() {
     let binding = binding("a", "reader", "app", 0);
     let app = pod("a", Some("app"));
     let get = |traced: Option<&IdentityFacts>| {
-        let wanted = RequestedIdentity::Object(traced.map(|identity| identity.key.clone()));
+        let wanted = RequestedIdentity::Object {
+            id: ClientId::parse(&guid(9)).unwrap(),
+            identity: traced.map(|identity| identity.key.clone()),
+        };
         let (bindings, identities) = ([&binding], [&reader, &writer]);
         match ask(Scope::Namespaced, &bindings, &identities, &app, &wanted) {
             Verdict::Grant(identity) => identity.key.name.to_string(),
@@ -227,6 +230,95 @@ fn several_unnamed_need_a_weight() {
             assert!(reason.to_string().contains("a/one, a/two"), "{reason}");
         }
         other => panic!("{other:?}"),
+    }
+}
+
+fn service_principal(name: &str, tenant: &str) -> IdentityFacts {
+    IdentityFacts {
+        source: IdentitySource::ServicePrincipal {
+            certificate: false,
+            tenant: tenant.into(),
+            auxiliary_tenants: vec![],
+            secret: ObjectKey::new("a", name),
+            authority: None,
+        },
+        ..identity("a", name, 1)
+    }
+}
+
+#[test]
+fn one_client_id_in_two_tenants_is_decided_by_weight_or_not_at_all() {
+    let (one, two) = (
+        service_principal("one", "tenant-1"),
+        service_principal("two", "tenant-2"),
+    );
+    let wanted = RequestedIdentity::Client(one.client_id.clone());
+    let app = pod("a", Some("app"));
+    let decide = |identities: &[&IdentityFacts], weight: i32| {
+        let bindings = [
+            binding("a", "one", "app", 0),
+            binding("a", "two", "app", weight),
+        ];
+        let bindings: Vec<_> = bindings.iter().collect();
+        match ask(Scope::Namespaced, &bindings, identities, &app, &wanted) {
+            Verdict::Grant(identity) => identity.key.name.to_string(),
+            Verdict::Refused(reason) => format!("{}: {reason}", reason.name()),
+            other @ Verdict::Exempt(_) => panic!("{other:?}"),
+        }
+    };
+    let refused = decide(&[&one, &two], 0);
+    assert!(refused.starts_with("AmbiguousClientId: "), "{refused}");
+    for part in [
+        "a/one (tenant tenant-1)",
+        "a/two (tenant tenant-2)",
+        &guid(1),
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    assert_eq!(decide(&[&one, &two], 1), "two");
+    // The same principal twice is no question.
+    let again = service_principal("two", "TENANT-1");
+    assert_eq!(decide(&[&one, &again], 0), "one");
+    let (managed, other) = (identity("a", "one", 1), identity("a", "two", 1));
+    assert!(decide(&[&managed, &other], 0).starts_with("AmbiguousClientId"));
+    assert!(decide(&[&managed, &two], 0).starts_with("AmbiguousClientId"));
+}
+
+#[test]
+fn who_is_not_granted_an_identity_is_told_which_it_asked_for() {
+    let reader = identity("a", "reader", 1);
+    let bound = binding("a", "reader", "app", 0);
+    let (bindings, identities) = ([&bound], [&reader]);
+    let id = ClientId::parse(&guid(7)).unwrap();
+    let arm = ResourceId::parse("/subscriptions/s/resourceGroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/x").unwrap();
+    for (wanted, named) in [
+        (
+            RequestedIdentity::Client(id.clone()),
+            format!("client_id {id}"),
+        ),
+        (
+            RequestedIdentity::Resource(arm.clone()),
+            format!("msi_res_id {arm}"),
+        ),
+        (
+            RequestedIdentity::Object {
+                id: id.clone(),
+                identity: None,
+            },
+            format!("object_id {id}"),
+        ),
+    ] {
+        let verdict = ask(
+            Scope::Namespaced,
+            &bindings,
+            &identities,
+            &pod("a", Some("app")),
+            &wanted,
+        );
+        let Verdict::Refused(reason) = verdict else {
+            panic!("{verdict:?}");
+        };
+        assert!(reason.to_string().contains(&named), "{reason}");
     }
 }
 

@@ -315,6 +315,7 @@ async fn a_token_is_given_as_the_sdks_need_it() {
         TOKEN.to_owned(),
         TOKEN.replace("token?", "token/?"),
         format!("/{TOKEN}"),
+        format!("///{TOKEN}"),
         format!("http://169.254.169.254{TOKEN}"),
         format!("{TOKEN}&client_id={}", CLIENT.to_uppercase()),
         format!("{TOKEN}&xms_cc=cp1&authority=http://evil/"),
@@ -328,7 +329,7 @@ async fn a_token_is_given_as_the_sdks_need_it() {
 #[case::method("POST {} HTTP/1.1\nHost: x\nMetadata: true\nContent-Length: 0", 405)]
 #[case::head("HEAD {} HTTP/1.1\nHost: x\nMetadata: true", 405)]
 #[case::no_header("GET {} HTTP/1.1\nHost: x", 400)]
-#[case::wrong_header("GET {} HTTP/1.1\nHost: x\nMetadata: True", 400)]
+#[case::wrong_header("GET {} HTTP/1.1\nHost: x\nMetadata: yes", 400)]
 #[case::two_headers("GET {} HTTP/1.1\nHost: x\nMetadata: true\nMetadata: false", 400)]
 #[case::proxied(
     "GET {} HTTP/1.1\nHost: x\nMetadata: true\nX-Forwarded-For: 10.0.0.1",

@@ -6,6 +6,8 @@ use rstest::rstest;
 #[case("/metadata/identity/oauth2/token")]
 #[case("/metadata/identity/oauth2/token/")]
 #[case("//metadata/identity/oauth2/token")]
+#[case("///metadata/identity/oauth2/token")]
+#[case("//////metadata/identity/oauth2/token/")]
 #[case("/METADATA/identity/oauth2/token")]
 fn clients_spellings_are_the_token_endpoint(#[case] path: &str) {
     assert_eq!(endpoint(path), Endpoint::Token);
@@ -26,13 +28,14 @@ fn clients_spellings_are_the_token_endpoint(#[case] path: &str) {
 #[case("/metadata/identity;x=1/oauth2/token")]
 #[case("/metadata/%69dentity/oauth2/token")]
 #[case("/metadata/identity%00/oauth2/token")]
-#[case("///metadata/identity/oauth2/token")]
 #[case("/metadata/identity/getplatformmetadata")]
 #[case("/metadata/identity/info/x")]
 #[case("/metadata/identity/inf%6f")]
 #[case("/metadata/identity")]
 #[case("/metadata/")]
 #[case("/x/../metadata/identity/oauth2/token")]
+#[case("///./metadata/identity/oauth2/token")]
+#[case("///metadata//identity/oauth2/token")]
 fn odd_spellings_are_seen_through(#[case] path: &str) {
     assert_eq!(endpoint(path), Endpoint::Identity);
 }
@@ -59,21 +62,23 @@ const CLIENT: &str = "6f1c0000-0000-0000-0000-0000000022ab";
 const ARM: &str = "/subscriptions/s/resourceGroups/r/providers/Microsoft.ManagedIdentity/userAssignedIdentities/n";
 
 fn wanted(query: &str) -> Result<RequestedIdentity, QueryError> {
-    token_request(&format!("api-version=2018-02-01&resource=r&{query}")).map(|r| r.selector.wanted)
+    let query = format!("api-version=2018-02-01&resource=r&{query}");
+    token_request(&query, Dialect::Imds).map(|r| r.wanted)
 }
 
 #[test]
 fn a_resource_is_kept_to_the_byte() {
     let resource = |query: &str| {
-        token_request(&format!("resource={query}&api-version=2019-08-01"))
-            .map(|r| r.resource.into_owned())
+        let query = format!("resource={query}&api-version=2019-08-01");
+        token_request(&query, Dialect::Imds).map(|r| r.resource.into_owned())
     };
     assert_eq!(resource("https://x//").unwrap(), "https://x//");
     assert_eq!(resource("https%3A%2F%2Fx%2F").unwrap(), "https://x/");
     assert_eq!(resource("api://a+b").unwrap(), "api://a b");
     assert_eq!(resource(""), Err(QueryError::NoResource));
-    assert_eq!(resource("%ff"), Err(QueryError::Resource));
-    assert_eq!(resource(&"x".repeat(2000)), Err(QueryError::Resource));
+    assert_eq!(resource("%ff"), Err(QueryError::ResourceNotText));
+    assert_eq!(resource("https://x%0a"), Err(QueryError::ControlInResource));
+    assert_eq!(resource(&"x".repeat(2000)), Err(QueryError::LongResource));
 }
 
 #[test]
@@ -94,22 +99,66 @@ fn every_name_for_an_identity_selects() {
     );
     assert_eq!(
         wanted(&format!("object_id={CLIENT}")),
-        Ok(RequestedIdentity::Object(None)),
+        Ok(RequestedIdentity::Object {
+            id: ClientId::parse(CLIENT).unwrap(),
+            identity: None
+        }),
         "which nothing is, until it is traced"
     );
 }
 
 #[rstest]
-#[case("client_id=a&client_id=a", QueryError::Twice("client_id"))]
-#[case("msi_res_id=a&mi_res_id=b", QueryError::Twice("msi_res_id"))]
-#[case("resource=again", QueryError::Twice("resource"))]
-#[case("client_id=x", QueryError::Selector("client_id"))]
-#[case("msi_res_id=../x", QueryError::Selector("msi_res_id"))]
-#[case("client_id=a&msi_res_id=b", QueryError::TwoSelectors)]
-#[case("client_id=a&client%5Fid=a", QueryError::Twice("client_id"))]
-#[case("object_id=x", QueryError::Selector("object_id"))]
-fn contradictions_are_refused(#[case] query: &str, #[case] error: QueryError) {
-    assert_eq!(wanted(query), Err(error));
+#[case("client_id=a&client_id=a", &["'client_id' is given twice"])]
+#[case("msi_res_id=a&mi_res_id=b", &["'mi_res_id'", "'msi_res_id'", "twice"])]
+#[case("resource=again", &["'resource' is given twice"])]
+#[case("client_id=reader", &["'client_id' is malformed", "\"reader\" is not a GUID"])]
+#[case("client_id=6f1c0000-0000-0000-0000-0000000022ab%0A", &["'client_id' is malformed", "line break"])]
+#[case("mi_res_id=../x", &["'mi_res_id' is malformed", "\"../x\"", "userAssignedIdentities"])]
+#[case("client_id=a&msi-res-id=b", &["'client_id' and 'msi-res-id' exclude"])]
+#[case("client_id=a&client%5Fid=a", &["'client_id' is given twice"])]
+#[case("object_id=x", &["'object_id' is malformed", "\"x\" is not a GUID"])]
+fn contradictions_are_refused_by_the_names_that_were_sent(
+    #[case] query: &str,
+    #[case] said: &[&str],
+) {
+    let error = wanted(query).unwrap_err().to_string();
+    for part in said {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn clients_that_know_only_msi_endpoint_are_understood_where_that_is_wanted() {
+    let old = |query: &str, dialect| token_request(query, dialect).map(|r| r.wanted);
+    let client = RequestedIdentity::Client(ClientId::parse(CLIENT).unwrap());
+    for version in [
+        "",
+        "&api-version=",
+        "&api-version=2017-09-01",
+        "&api-version=2018-02-01",
+    ] {
+        let query = format!("resource=r&clientid={CLIENT}{version}");
+        assert_eq!(
+            old(&query, Dialect::MsiEndpoint),
+            Ok(client.clone()),
+            "{query}"
+        );
+    }
+    let query = format!("resource=r&api-version=2018-02-01&clientid={CLIENT}");
+    assert_eq!(
+        old(&query, Dialect::Imds),
+        Ok(RequestedIdentity::Any),
+        "as on a virtual machine"
+    );
+    let both = format!("resource=r&clientid={CLIENT}&client_id={CLIENT}");
+    assert!(old(&both, Dialect::MsiEndpoint).is_err());
+    for version in ["2017-04-02", "latest"] {
+        let query = format!("resource=r&api-version={version}");
+        assert_eq!(
+            old(&query, Dialect::MsiEndpoint),
+            Err(QueryError::ApiVersion)
+        );
+    }
 }
 
 #[test]
@@ -125,9 +174,13 @@ fn a_version_that_has_identities_is_needed() {
         "resource=r&api-version=20210201",
         "",
     ] {
-        assert_eq!(token_request(query), Err(QueryError::ApiVersion), "{query}");
+        assert_eq!(
+            token_request(query, Dialect::Imds),
+            Err(QueryError::ApiVersion),
+            "{query}"
+        );
     }
-    assert!(token_request("resource=r&api-version=2025-04-07").is_ok());
+    assert!(token_request("resource=r&api-version=2025-04-07", Dialect::Imds).is_ok());
 }
 
 proptest! {
@@ -146,6 +199,6 @@ proptest! {
     #[test]
     fn nothing_panics(path in "\\PC*", query in "\\PC*") {
         let _ = endpoint(&path);
-        let _ = token_request(&query);
+        let _ = token_request(&query, Dialect::MsiEndpoint);
     }
 }

@@ -27,12 +27,16 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 const KUBECTL_WITHIN: Duration = Duration::from_secs(60);
 const TOKEN: &str = "admin-of-a-throw-away-cluster";
 const STARTS: u32 = 3;
+/// What kubeadm gives a cluster for which nobody says another.
+const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// How an [`ApiServer`] is started.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Further addresses of this machine at which clients in other network namespaces reach it. Without any it listens on loopback alone.
     pub addresses: Vec<Ipv4Addr>,
+    /// The issuer of service accounts' tokens, instead of `https://kubernetes.default.svc`.
+    pub issuer: Option<String>,
 }
 
 /// A running API server. No controller, scheduler or kubelet runs beside it: pods stay as the test writes them.
@@ -48,6 +52,7 @@ pub struct ApiServer {
     // Declared after the server, so that the server ends first.
     etcd: Process,
     etcd_port: u16,
+    issuer: String,
     folder: TempDir,
 }
 
@@ -99,6 +104,7 @@ impl ApiServer {
             apiserver: Mutex::default(),
             etcd,
             etcd_port,
+            issuer: options.issuer.clone().unwrap_or_else(|| ISSUER.to_owned()),
             folder,
         };
         server.write_kubeconfig(Ipv4Addr::LOCALHOST)?;
@@ -352,7 +358,7 @@ impl ApiServer {
             .args(["--authorization-mode=RBAC", "--anonymous-auth=false"])
             // No controller makes the service account of a namespace, without which this one refuses every pod.
             .arg("--disable-admission-plugins=ServiceAccount")
-            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(format!("--service-account-issuer={}", self.issuer))
             .arg(format!("--cert-dir={}", self.folder.path().display()));
         for (flag, name) in FILES {
             apiserver.arg(format!("{flag}={}", at(name).display()));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize,
 };
 
 /// A server's certificate with its key, and the authority that signed it, as PEM files.
@@ -115,11 +115,11 @@ pub fn server(folder: &Path, names: &[&str], addresses: &[IpAddr]) -> Result<Ser
     Ok(files)
 }
 
-/// A new key pair as PEM: the private and the public key.
+/// A new RSA key pair as PEM, as kubeadm makes one for the tokens of service accounts: the private and the public key.
 ///
 /// # Errors
 /// When no key can be made.
 pub fn key_pair() -> Result<(String, String)> {
-    let pair = KeyPair::generate()?;
+    let pair = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
     Ok((pair.serialize_pem(), pair.public_key_pem()))
 }

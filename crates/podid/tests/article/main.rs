@@ -119,6 +119,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let options = Options {
             addresses: vec![net.outside],
+            ..Options::default()
         };
         let api = ApiServer::start_with(options).await.unwrap();
         api.install_crds().await.unwrap();

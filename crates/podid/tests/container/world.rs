@@ -83,6 +83,7 @@ impl World {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let options = Options {
             addresses: vec![net.outside],
+            ..Options::default()
         };
         let api = runtime.block_on(async {
             let api = ApiServer::start_with(options).await.unwrap();

@@ -18,6 +18,8 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use podid_intercept::{Rules, boot};
 
+use super::atomic_file::{make_directory, replace};
+
 const NFTABLES: &str = "podid/boot-rules.nft";
 const IPTABLES: &str = "podid/boot-rules.iptables";
 const UNIT: &str = "systemd/system/podid-boot-rules.service";
@@ -100,22 +102,6 @@ fn install(etc: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Writes a file at once or not at all: a node may lose its power at any time.
-fn replace(path: &Path, content: &str) -> anyhow::Result<()> {
-    make_directory(path)?;
-    let name = || path.display().to_string();
-    let new = path.with_extension("new");
-    let mut file = std::fs::File::create(&new).with_context(name)?;
-    file.write_all(content.as_bytes()).with_context(name)?;
-    file.sync_all().with_context(name)?;
-    std::fs::rename(&new, path).with_context(name)
-}
-
-fn make_directory(of: &Path) -> anyhow::Result<()> {
-    let directory = of.parent().unwrap_or(of);
-    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())
 }
 
 fn remove(etc: &Path) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! Command line: one file per command.
 
+mod atomic_file;
 mod boot_rules;
 mod cloud;
 pub mod compat;

@@ -9,12 +9,14 @@
 //! ```
 //!
 //! Start with [`facts`] for the values that go in, [`matching`] for the rule itself, and [`verdict::authorize`] and
-//! [`desired::DesiredState`] for its two uses. [`ids`] has Azure's names, which compare without regard to case.
+//! [`desired::DesiredState`] for its two uses. [`ids`] has Azure's names, which compare without regard to case. [`mod@issuer`] stands
+//! by itself: whether Entra can use the cluster's OIDC issuer.
 
 pub mod desired;
 pub mod facts;
 pub mod ids;
 pub mod intern;
+pub mod issuer;
 pub mod matching;
 pub mod plan;
 pub mod reason;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! main ──► cli ──┬── mic, nmi            the roles of a cluster: flags in, a task of podid-mic or podid-nmi out
-//!                ├── status, crds        what a person asks and applies
+//!                ├── status, issuer,     what a person asks and applies
+//!                │   crds, boot-rules
 //!                ├── manifests ──► manifests/   the objects of an installation
 //!                └── demo ──► demo/, sim        without a cluster and without Azure
 //! ```

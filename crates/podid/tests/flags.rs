@@ -55,6 +55,12 @@ fn what_is_not_known_or_not_meant_is_refused() {
         ),
         ("nmi --node=n --assignment-wait=5", "a unit is missing"),
         ("nmi --node=n --metadata-ip=169.254.169", "--metadata-ip"),
+        ("issuer --issuer-url=http://a.example.com", "--issuer-url"),
+        ("issuer --issuer-url=https://a.svc", "--issuer-url"),
+        ("issuer --service-account=default", "NAMESPACE/NAME"),
+        ("issuer --timeout=0s", "--timeout"),
+        ("issuer --timeout=5", "a unit is missing"),
+        ("issuer --kubeconfig=/no/such/file", "--kubeconfig"),
     ] {
         let said = refused(line);
         assert!(said.contains(word), "{line}: {said}");

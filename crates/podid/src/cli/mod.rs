@@ -9,6 +9,7 @@ mod crds;
 mod demo;
 mod ignored;
 mod interception;
+mod issuer;
 mod manifests;
 mod mic;
 mod nmi;
@@ -45,11 +46,12 @@ enum Command {
     Manifests(manifests::Manifests),
     BootRules(boot_rules::BootRules),
     Status(status::Status),
+    Issuer(issuer::Issuer),
 }
 
 impl Cli {
     /// Runs the command. Exit codes: 1 for a failure, whose causes are on standard error; 2 for flags that cannot be understood;
-    /// 3 when `podid status` finds something wrong with the cluster.
+    /// 3 when `podid status` or `podid issuer` finds something wrong with the cluster.
     pub fn run(self) -> ExitCode {
         let Self { command } = self;
         let outcome = match command {
@@ -65,6 +67,10 @@ impl Cli {
             Command::Status(status) => match status.run() {
                 Ok(false) => return ExitCode::from(3),
                 healthy => healthy.map(|_| ()),
+            },
+            Command::Issuer(issuer) => match issuer.run() {
+                Ok(false) => return ExitCode::from(3),
+                usable => usable.map(|_| ()),
             },
         };
         match outcome {

@@ -112,6 +112,7 @@ fn what_people_are_told_is_explained() {
         ("crates/mic/src/host/cloud.rs", "controller.md"),
         ("crates/policy/src/reason.rs", "troubleshooting.md"),
         ("crates/nmi/src/refusal.rs", "troubleshooting.md"),
+        ("crates/policy/src/issuer/reason.rs", "issuer.md"),
     ] {
         let text = std::fs::read_to_string(folder().join(page)).unwrap();
         let silent: Vec<String> = names_in(file)

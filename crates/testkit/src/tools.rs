@@ -96,6 +96,19 @@ pub fn released() -> Result<PathBuf> {
     )
 }
 
+/// The tag of `localhost/podid/mic` and `localhost/podid/nmi` with the program of [`released`], and its commit; they are built when they are
+/// not there.
+///
+/// # Errors
+/// When they cannot be built, with the end of what was said.
+pub fn released_images() -> Result<(String, String)> {
+    let said = build("tools/released/images")
+        .context("the images of the earlier version cannot be built: run tools/setup, as root")?;
+    let said = said.display().to_string();
+    let (tag, commit) = said.split_once(' ').context("a tag and a commit")?;
+    Ok((tag.to_owned(), commit.to_owned()))
+}
+
 /// The library that makes a program's clock run faster (the package libfaketime), to be preloaded.
 ///
 /// # Errors

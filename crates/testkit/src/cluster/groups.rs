@@ -73,6 +73,15 @@ impl NodeGroups {
         Ok(["sh", "-c", script, &groups].map(str::to_owned).to_vec())
     }
 
+    /// The ids of the processes that run on the node.
+    pub(super) fn processes(&self) -> Result<BTreeSet<u32>> {
+        let mut found = BTreeSet::new();
+        for hierarchy in hierarchies()? {
+            processes_below(&hierarchy.join(&self.path), &mut found);
+        }
+        Ok(found)
+    }
+
     /// Kills all that runs on the node and removes the groups.
     pub(super) fn end(&self) -> Result<()> {
         let deadline = Instant::now() + GONE_WITHIN;
@@ -92,6 +101,21 @@ impl NodeGroups {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Adds the processes of a group and of those below it.
+fn processes_below(group: &Path, found: &mut BTreeSet<u32>) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            processes_below(&entry.path(), found);
+        }
+    }
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    found.extend(
+        processes
+            .lines()
+            .filter_map(|line| line.parse::<u32>().ok()),
+    );
 }
 
 /// Kills the processes of a group and of those below it, and removes the groups that are empty. `left` are those that are not.

@@ -110,6 +110,24 @@ impl Cluster {
         })
     }
 
+    /// Makes further images of the store of [`tools::engine`] known to every node.
+    ///
+    /// # Errors
+    /// When the engine does not have them, or a node does not take them.
+    pub fn import_images(&self, images: &[String]) -> Result<()> {
+        let archive = self.folder().join("further-images.tar");
+        save_images(images, &archive)?;
+        std::thread::scope(|scope| {
+            let (archive, nodes) = (&archive, self.nodes.iter());
+            let imports = nodes.map(|node| scope.spawn(|| node.import_images(archive)));
+            let imports: Vec<_> = imports.collect();
+            imports
+                .into_iter()
+                .try_for_each(|import| import.join().map_err(|_| anyhow!("the thread died"))?)
+        })?;
+        Ok(std::fs::remove_file(&archive)?)
+    }
+
     /// Power on a node that was powered off, as an administrator does who starts a machine again.
     ///
     /// # Errors

@@ -128,6 +128,8 @@ impl Node {
             "kubelet",
             "cgroup",
             "sysctl",
+            // The node's own units; a machine without systemd has no such folder.
+            "etc/systemd/system",
         ] {
             fs::create_dir_all(node.folder.join(folder))?;
         }
@@ -379,6 +381,29 @@ impl Node {
     pub fn run(&self, words: &[&str]) -> Result<Output> {
         let mut command = self.command(words)?;
         command.output().context("nsenter does not start")
+    }
+
+    /// Where a file of the node's disk lies on this machine; its path begins with /etc or /var. It is there whether the node is on or off.
+    pub fn disk(&self, path: &str) -> PathBuf {
+        self.folder.join(path.trim_start_matches('/'))
+    }
+
+    /// The ids, on this machine, of the processes on the node whose command line begins with these words.
+    ///
+    /// # Errors
+    /// When the node is off.
+    pub fn processes(&self, words: &[&str]) -> Result<Vec<u32>> {
+        let machine = self.machine.lock();
+        let (_, groups) = machine.as_ref().context("the node is off")?;
+        let begins = |pid: &u32| {
+            // A process that has ended meanwhile has no command line.
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut given = line.split(|byte| *byte == 0);
+            words
+                .iter()
+                .all(|word| given.next() == Some(word.as_bytes()))
+        };
+        Ok(groups.processes()?.into_iter().filter(begins).collect())
     }
 
     /// Makes the images of an archive (`podman save`) known to the node.

@@ -26,5 +26,9 @@ for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/p
 done
 mount --make-rshared /
 hostname "$2"
+# There is no systemd: what the node's own units do before the network is up is done here.
+for unit in "$node"/etc/systemd/system/sysinit.target.wants/*.service; do
+  [ ! -e "$unit" ] || sed -n 's/^ExecStart=//p' "$unit" | sh -e
+done
 touch "$node/up"
 exec sleep infinity

@@ -27,8 +27,9 @@ use crate::lifecycle::servers::{Listeners, Servers};
 /// How long after shutdown a successor that has the sockets may take to become ready. With the drain this is within the 30 s that
 /// Kubernetes gives a pod to end.
 const SUCCESSOR_READY_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long after shutdown a successor that is only just starting may take to connect.
-const SUCCESSOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after shutdown a successor may take to connect: where nmi's pod is deleted, its next pod is started only then, within a second
+/// or two on an idle node.
+const SUCCESSOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What this node agent takes over from and hands over to.
 #[derive(Debug)]

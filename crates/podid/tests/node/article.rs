@@ -45,7 +45,8 @@ fn deployment(name: &str) -> Value {
 fn the_article_reads_its_blob_on_both_nodes_and_its_neighbour_does_not() {
     let world = world();
     let article = Namespace::new(&world, "article");
-    let files = json!({ "read_blob.py": PROGRAM, "ca.crt": world.storage.authority });
+    let storage = Storage::start(world.cluster.folder());
+    let files = json!({ "read_blob.py": PROGRAM, "ca.crt": storage.authority });
     let files = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "article" }, "data": files });
     let mut myapp = deployment("myapp");
     let template = myapp["spec"]["template"].take();

@@ -54,6 +54,8 @@ impl Simulated {
                 let azure = azure.await.unwrap();
                 let control = azure.control();
                 let set = control.create_host(HostKind::ScaleSet, GROUP, "pool");
+                // Whoever reaches the node's own metadata service gets a token that is nobody's else.
+                control.enable_system(&set).unwrap();
                 let imds = SocketAddr::from((METADATA, 80));
                 control.serve_imds(&set, Some(0), imds).await.unwrap();
                 ready.send((control, set)).unwrap();
@@ -75,18 +77,32 @@ impl Simulated {
 
     /// What Azure puts on a node, for mic, and where a simulated one is.
     pub fn files(&self) -> Vec<(PathBuf, String)> {
-        let credentials = json!({
-            "cloud": "AzureStackCloud", "tenantId": self.control.tenant(),
-            "aadClientId": self.application, "aadClientSecret": "secret",
-        });
         let places = json!({
             "resourceManagerEndpoint": format!("http://{FABRIC}:{ARM}/"),
             "activeDirectoryEndpoint": format!("http://{FABRIC}:{ENTRA}/"),
             "tokenAudience": "https://management.azure.com/",
         });
-        [("azure.json", credentials), ("akscustom.json", places)]
-            .map(|(name, value)| (Path::new("/etc/kubernetes").join(name), value.to_string()))
-            .to_vec()
+        [
+            ("azure.json", self.credentials("secret")),
+            ("akscustom.json", places.to_string()),
+        ]
+        .map(|(name, content)| (Path::new("/etc/kubernetes").join(name), content))
+        .to_vec()
+    }
+
+    /// The file `azure.json`.
+    fn credentials(&self, secret: &str) -> String {
+        let credentials = json!({
+            "cloud": "AzureStackCloud", "tenantId": self.control.tenant(),
+            "aadClientId": self.application, "aadClientSecret": secret,
+        });
+        credentials.to_string()
+    }
+
+    /// Gives mic's application a new secret in place of its former one, and the `azure.json` that has it.
+    pub fn renew_secret(&self) -> String {
+        self.control.rotate_secret(&self.application, "new secret");
+        self.credentials("new secret")
     }
 }
 

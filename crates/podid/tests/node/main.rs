@@ -20,6 +20,11 @@
 mod article;
 mod azure;
 mod callers;
+mod load;
 mod namespace;
+mod nodes;
+mod processes;
+mod rolls;
 mod starts;
+mod upgrade;
 mod world;

@@ -1,48 +1,86 @@
-//! A cluster of two nodes with podid on it, installed by helm as the README says. All tests share it, one at a time.
+//! A cluster of two nodes with podid on it, installed by helm as the README says. Tests share one, alone where they disturb others.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+use parking_lot::{
+    MappedRwLockReadGuard, MappedRwLockWriteGuard, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 use podid_sim::azure::{Control, Identity};
 use podid_testkit::cluster::{Cluster, Config, Fabric, NetworkPlugin, NodeConfig, ProxyMode};
 use podid_testkit::tools;
 use serde_json::{Value, json};
 
-use crate::azure::{GROUP, Simulated, Storage};
+use crate::azure::{GROUP, Simulated};
 
 /// How long anything may take that a test waits for.
 pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(90);
 pub const TAINT: &str = "podid.io/agent-not-ready";
 pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
+pub const NODES: [&str; 2] = ["n1", "n2"];
 
-static WORLD: Mutex<Option<World>> = Mutex::new(None);
+/// Where podid is installed when a test begins.
+static WITH_PODID: RwLock<Option<World>> = RwLock::new(None);
 
 pub struct World {
     pub cluster: Cluster,
     pub azure: Simulated,
-    pub storage: Storage,
     pub tag: String,
     pub app: String,
-    /// What podid is installed with; nothing when it is not.
+    /// Whom the pods ask for that ask all the time.
+    pub load: Identity,
+    /// What podid is installed with; nothing when it is not, or nobody knows.
     installed: Mutex<Option<Vec<String>>>,
+    /// Whether a test was alone with it, and may have broken it.
+    disturbed: AtomicBool,
 }
 
-/// The world, whole: both nodes are Ready, and podid is there with its usual values. This thread enters the fabric.
-pub fn world() -> MappedMutexGuard<'static, World> {
-    let mut slot = WORLD.lock();
-    if let Some(world) = slot.as_mut() {
-        world.cluster.fabric.enter().unwrap();
-    } else {
-        *slot = Some(World::build());
+/// The world, whole: both nodes are Ready, and podid is there with its usual values. Others use it at the same time. This thread enters
+/// the fabric.
+pub fn world() -> MappedRwLockReadGuard<'static, World> {
+    let mut guard = WITH_PODID.read();
+    let whole = |slot: &Option<World>| {
+        let world = slot.as_ref();
+        world.is_some_and(|world| !world.disturbed.load(Ordering::Relaxed))
+    };
+    while !whole(&guard) {
+        drop(guard);
+        let alone = RwLockWriteGuard::map(WITH_PODID.write(), mended);
+        alone.disturbed.store(false, Ordering::Relaxed);
+        drop(alone);
+        guard = WITH_PODID.read();
     }
-    let world = MutexGuard::map(slot, |slot| slot.as_mut().unwrap());
+    let world = RwLockReadGuard::map(guard, |slot| slot.as_ref().unwrap());
+    world.cluster.fabric.enter().unwrap();
+    world
+}
+
+/// As [`world`], for a test that others would notice, or that notices others.
+pub fn world_alone() -> MappedRwLockWriteGuard<'static, World> {
+    let world = RwLockWriteGuard::map(WITH_PODID.write(), mended);
+    world.disturbed.store(true, Ordering::Relaxed);
+    world
+}
+
+fn built(slot: &mut Option<World>, taints: Value) -> &mut World {
+    let world = slot.get_or_insert_with(|| World::build(&taints));
+    world.cluster.fabric.enter().unwrap();
+    world
+}
+
+fn mended(slot: &mut Option<World>) -> &mut World {
+    let world = built(slot, json!([{ "key": TAINT, "effect": "NoSchedule" }]));
     world.mend();
     world
 }
 
 impl World {
-    fn build() -> Self {
+    fn build(taints: &Value) -> Self {
         let started = Instant::now();
         let (tag, app) = (tools::images().unwrap(), tools::app_image().unwrap());
         let app = format!("localhost/podid/app:{app}");
@@ -54,7 +92,7 @@ impl World {
             network_plugin,
             proxy_mode,
             provider_id: Control::provider_id(&azure.scale_set, number),
-            taints: json!([{ "key": TAINT, "effect": "NoSchedule" }]),
+            taints: taints.clone(),
             files: azure.files(),
         };
         let config = Config {
@@ -71,14 +109,14 @@ impl World {
         };
         let cluster = Cluster::start(fabric, config).unwrap();
         figure("the cluster runs", started.elapsed());
-        let storage = Storage::start(cluster.folder());
         Self {
+            load: azure.control.create_identity(GROUP, "load"),
             cluster,
             azure,
-            storage,
             tag,
             app,
             installed: Mutex::default(),
+            disturbed: AtomicBool::default(),
         }
     }
 
@@ -91,36 +129,57 @@ impl World {
                 self.cluster.power_on(node).unwrap();
             }
         }
-        for node in ["n1", "n2"] {
-            self.kubectl_within(&["wait", "--for=create", &format!("node/{node}")]);
-            self.kubectl(&["uncordon", node]);
-        }
-        self.kubectl_within(&["wait", "--for=condition=Ready", "node", "--all"]);
+        self.nodes_are_ready();
         if self.installed.lock().as_ref() != Some(&self.usual()) {
             let started = Instant::now();
             self.install(&self.usual());
             figure("helm upgrade --install --wait", started.elapsed());
         }
+        self.rolled_out();
+    }
+
+    /// Waits until both nodes are there for pods.
+    fn nodes_are_ready(&self) {
+        for node in NODES {
+            self.kubectl_within(&["wait", "--for=create", &format!("node/{node}")]);
+            self.kubectl(&["uncordon", node]);
+        }
+        self.kubectl_within(&["wait", "--for=condition=Ready", "node", "--all"]);
+    }
+
+    /// Waits until podid is as its DaemonSet and its Deployment say.
+    pub fn rolled_out(&self) {
         for what in ["daemonset/podid-nmi", "deployment/podid-mic"] {
             self.kubectl_within(&["-n", "podid", "rollout", "status", what]);
         }
     }
 
-    /// The values of the README's command, where a simulated Azure is, the startup taint, and attestation without which nmi is not to start.
+    /// Where images are, and a simulated Azure; the startup taint and the boot rules, as docs/security.md advises; and attestation without
+    /// which nmi is not to start.
     pub fn usual(&self) -> Vec<String> {
+        let more = ["nmi.bootRules=true", "nmi.extraArgs={--attest=processes}"];
+        let more = more.map(str::to_owned);
+        self.values_of(&self.tag).into_iter().chain(more).collect()
+    }
+
+    /// The values of the README's command and what any version needs here.
+    pub fn values_of(&self, tag: &str) -> Vec<String> {
         vec![
             "image.repository=localhost/podid".to_owned(),
-            format!("mic.tag={}", self.tag),
-            format!("nmi.tag={}", self.tag),
+            format!("mic.tag={tag}"),
+            format!("nmi.tag={tag}"),
             "mic.customCloud.enabled=true".to_owned(),
             format!("nmi.startupTaint={TAINT}:NoSchedule"),
-            "nmi.extraArgs={--attest=processes}".to_owned(),
         ]
     }
 
     /// `helm upgrade --install` of this source's chart.
     pub fn install(&self, values: &[String]) {
-        let chart = tools::repository().join("charts/podid");
+        self.install_chart(&tools::repository().join("charts/podid"), values);
+    }
+
+    /// `helm upgrade --install` of a chart.
+    pub fn install_chart(&self, chart: &Path, values: &[String]) {
         let mut words: Vec<String> = ["upgrade", "--install", "podid"].map(str::to_owned).into();
         words.push(chart.display().to_string());
         words.extend(["--create-namespace", "--wait"].map(str::to_owned));
@@ -136,13 +195,19 @@ impl World {
         *self.installed.lock() = Some(values.to_vec());
     }
 
-    pub fn helm(&self, words: &[&str]) -> String {
-        let mut helm = Command::new(tools::helm().unwrap());
+    /// A program of an administrator of the cluster.
+    pub fn administrator(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         let own = self.cluster.folder().join("helm");
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            helm.env(variable, &own);
+            command.env(variable, &own);
         }
-        helm.env("KUBECONFIG", self.cluster.kubeconfig());
+        command.env("KUBECONFIG", self.cluster.kubeconfig());
+        command
+    }
+
+    pub fn helm(&self, words: &[&str]) -> String {
+        let mut helm = self.administrator(&tools::helm().unwrap());
         let output = helm.args(words).args(["--namespace", "podid"]).output();
         let output = output.unwrap();
         assert!(
@@ -222,9 +287,20 @@ impl World {
     }
 }
 
-/// A number for the notes; `--nocapture` shows it.
+/// A duration for the notes.
 pub fn figure(what: &str, took: Duration) {
-    println!("{:>8.2} s  {what}", took.as_secs_f64());
+    note(&format!("{:>8.2} s  {what}", took.as_secs_f64()));
+}
+
+/// A line for the notes: `--nocapture` shows them, and they are kept in `target/tmp/node-figures.txt`.
+pub fn note(line: &str) {
+    static FILE: OnceLock<Mutex<File>> = OnceLock::new();
+    println!("{line}");
+    let file = FILE.get_or_init(|| {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("node-figures.txt");
+        Mutex::new(File::create(path).unwrap())
+    });
+    writeln!(file.lock(), "{line}").unwrap();
 }
 
 pub fn text(output: &Output) -> String {

@@ -1,6 +1,8 @@
 //! Error taxonomy of Azure's answers: one [`ErrorKind`] for IMDS, Entra and ARM alike, which says whose fault it is and whether to
 //! retry. All clients of this crate give it; callers match on the kind, and operators read the text with its next step.
 
+mod classify;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -8,6 +10,8 @@ use http::HeaderMap;
 use jiff::Timestamp;
 use podid_policy::ids::ResourceId;
 use serde_json::Value;
+
+use classify::{ArmError, Verdict, classify};
 
 /// The longest text of Azure in an error, in characters; the rest is cut.
 const MAX_MESSAGE: usize = 600;
@@ -54,9 +58,13 @@ pub enum ErrorKind {
     Forbidden,
     /// The caller lacks a role on identities ([`Error::identities`]).
     IdentityForbidden,
+    /// The host's own settings or state are refused, or a lock keeps it as it is; no identity is the cause.
+    HostRefused,
+    /// The subscription is unknown, disabled, not registered or at its quota.
+    Subscription,
     /// The caller's own credential is refused.
     InvalidCredential,
-    /// The request is refused as it stands.
+    /// The request is refused as it stands, because of [`Error::identities`] where Azure names any.
     BadRequest,
     /// The answer is not what the protocol says.
     Malformed,
@@ -74,6 +82,8 @@ impl ErrorKind {
             ErrorKind::IdentityNotFound => "identity_not_found",
             ErrorKind::Forbidden => "forbidden",
             ErrorKind::IdentityForbidden => "identity_forbidden",
+            ErrorKind::HostRefused => "host_refused",
+            ErrorKind::Subscription => "subscription_refused",
             ErrorKind::InvalidCredential => "invalid_credential",
             ErrorKind::BadRequest => "bad_request",
             ErrorKind::Malformed => "malformed",
@@ -91,7 +101,7 @@ impl ErrorKind {
             }
             ErrorKind::Conflict => "retried after reading the resource again",
             ErrorKind::NotFound => {
-                "check that the resource exists and that the node's providerID is right"
+                "check that what Azure names exists and that the node's providerID is right"
             }
             ErrorKind::IdentityNotFound => {
                 "check spec.resourceID and spec.clientID of the AzureIdentity (`az identity show`)"
@@ -102,7 +112,12 @@ impl ErrorKind {
             ErrorKind::IdentityForbidden => {
                 "grant the controller's identity `Managed Identity Operator` on the identities"
             }
+            ErrorKind::HostRefused => "correct the host in Azure; no identity is the cause of it",
+            ErrorKind::Subscription => "put the subscription right as Azure says",
             ErrorKind::InvalidCredential => "check the client id, the secret and the tenant",
+            ErrorKind::BadRequest if service == Service::Arm => {
+                "correct what Azure's message is about"
+            }
             ErrorKind::BadRequest => "the request is not retried as it stands",
             ErrorKind::Malformed => "check that the endpoint is really Azure's and not a proxy",
         }
@@ -117,6 +132,7 @@ pub struct Error {
     status: Option<u16>,
     code: Option<String>,
     message: String,
+    advice: &'static str,
     retry_after: Option<Duration>,
     identities: Vec<ResourceId>,
     accepted: bool,
@@ -132,7 +148,7 @@ impl fmt::Display for Error {
             (Some(status), None) => write!(f, " answered {status}")?,
             (None, _) => f.write_str(" gave no answer")?,
         }
-        write!(f, ": {}; {}", self.message, self.kind.advice(self.service))
+        write!(f, ": {}; {}", self.message, self.advice)
     }
 }
 
@@ -145,6 +161,7 @@ impl Error {
             status: None,
             code: None,
             message: clip(&message.to_string()),
+            advice: kind.advice(service),
             retry_after: None,
             identities: Vec::new(),
             accepted: false,
@@ -221,56 +238,63 @@ impl Error {
         headers: &HeaderMap,
         body: &[u8],
     ) -> Self {
+        let is_foreign = !body.is_empty() && !body.trim_ascii_start().starts_with(b"{");
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let (code, message) = code_and_message(&body);
-        let kind = match service {
-            Service::Arm => arm_kind(status, code.unwrap_or_default(), &message),
-            Service::Imds => imds_kind(status, &message),
-            Service::Entra => entra_kind(status, code.unwrap_or_default(), &message),
-        };
-        let identities = match kind {
-            ErrorKind::IdentityNotFound | ErrorKind::IdentityForbidden => {
-                quoted_identities(&message)
+        let verdict = match service {
+            // A proxy's page says nothing of what Azure has.
+            Service::Arm if is_foreign && matches!(status, 400..=407 | 410 | 411) => {
+                Verdict::plain(service, ErrorKind::Malformed)
             }
-            _ => Vec::new(),
+            Service::Arm => classify(&ArmError::new(status, wrapped(&body))),
+            Service::Imds => Verdict::plain(service, imds_kind(status, &message)),
+            Service::Entra => Verdict::plain(
+                service,
+                entra_kind(status, code.unwrap_or_default(), &message),
+            ),
         };
-        let message = if message.is_empty() {
-            "no explanation".to_owned()
-        } else {
-            clip(&message)
+        let message = match message.as_str() {
+            "" if is_foreign => "the answer is not Azure's JSON".to_owned(),
+            "" => "no explanation".to_owned(),
+            message => clip(message),
         };
         Self {
             service,
-            kind,
+            kind: verdict.kind,
             status: Some(status),
             code: code.map(clip),
             message,
+            advice: verdict.advice,
             retry_after: retry_after(headers),
-            identities,
+            identities: verdict.identities,
             accepted: false,
         }
     }
 
     /// The failure that a long-running operation reports in its `error`.
     pub(crate) fn from_operation(status: &str, error: &Value) -> Self {
-        let wrapped = serde_json::json!({ "error": error });
-        let (code, message) = code_and_message(&wrapped);
-        let code = code.unwrap_or(status).to_owned();
-        let kind = match arm_kind(400, &code, &message) {
-            ErrorKind::BadRequest if code.contains("Preempted") => ErrorKind::Conflict,
-            kind => kind,
-        };
-        let identities = quoted_identities(&message);
+        let mut error = error.clone();
+        if error["code"].as_str().is_none() {
+            error = serde_json::json!({ "code": status });
+        }
+        let verdict = classify(&ArmError::new(400, &error));
+        let text = |name: &str| error[name].as_str().unwrap_or_default();
         Self {
-            code: Some(clip(&code)),
-            identities,
+            code: Some(clip(text("code"))),
+            identities: verdict.identities,
+            advice: verdict.advice,
             ..Self::new(
                 Service::Arm,
-                kind,
-                format!("the operation ended as {status}: {message}"),
+                verdict.kind,
+                format!("the operation ended as {status}: {}", text("message")),
             )
         }
     }
+}
+
+/// The error of ARM's answer, with or without the wrapper around it.
+fn wrapped(body: &Value) -> &Value {
+    body.get("error").filter(|e| e.is_object()).unwrap_or(body)
 }
 
 /// `error` is an object (ARM), a word (IMDS, Entra), or missing around its content (some ARM providers).
@@ -290,23 +314,6 @@ fn code_and_message(body: &Value) -> (Option<&str>, String) {
             body.get("code").and_then(Value::as_str),
             text(body, "message").unwrap_or_default(),
         ),
-    }
-}
-
-fn arm_kind(status: u16, code: &str, message: &str) -> ErrorKind {
-    match (status, code) {
-        (_, "LinkedAuthorizationFailed") => ErrorKind::IdentityForbidden,
-        (_, "FailedIdentityOperation") if message.contains("was not found") => {
-            ErrorKind::IdentityNotFound
-        }
-        (429, _) => ErrorKind::Throttled,
-        (401, _) => ErrorKind::InvalidCredential,
-        (403, _) => ErrorKind::Forbidden,
-        (404, _) => ErrorKind::NotFound,
-        (409 | 412, _) | (_, "OperationPreempted") => ErrorKind::Conflict,
-        (408, _) => ErrorKind::Timeout,
-        (500.., _) => ErrorKind::Unavailable,
-        _ => ErrorKind::BadRequest,
     }
 }
 
@@ -331,17 +338,6 @@ fn entra_kind(status: u16, code: &str, message: &str) -> ErrorKind {
         (_, "invalid_request") if message.contains("AADSTS90002") => ErrorKind::InvalidCredential,
         _ => ErrorKind::BadRequest,
     }
-}
-
-/// The resource ids that a message quotes, alone or as a list in one pair of quotes.
-fn quoted_identities(message: &str) -> Vec<ResourceId> {
-    let mut ids: Vec<ResourceId> = message
-        .split(['\'', '"', ',', '\\'])
-        .filter_map(|part| ResourceId::parse(part.trim()).ok())
-        .collect();
-    ids.sort();
-    ids.dedup();
-    ids
 }
 
 /// Reads `Retry-After`, in seconds or as an HTTP date.

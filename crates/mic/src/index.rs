@@ -217,7 +217,7 @@ impl Index {
         id: &ResourceId,
     ) -> Option<(Fault, &'a str)> {
         let trouble = host.trouble.as_ref();
-        let refused = self.quarantine.reason(id);
+        let refused = self.quarantine.reason(id, &host.key);
         refused.or_else(|| trouble.map(|trouble| (trouble.fault, trouble.text.as_str())))
     }
 

@@ -19,6 +19,7 @@ use crate::testing::azure::{FakeAzure, fault};
 use crate::testing::{host, id, provider_id};
 use crate::{Config, Mic, MicError};
 
+mod blame;
 mod chaos;
 mod cluster;
 mod drift;

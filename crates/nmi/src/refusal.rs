@@ -292,6 +292,8 @@ fn of_azure(error: &podid_azure::Error) -> Shape {
         | ErrorKind::Timeout
         | ErrorKind::Conflict
         | ErrorKind::NotFound
+        | ErrorKind::HostRefused
+        | ErrorKind::Subscription
         | ErrorKind::Malformed => Shape::unavailable(wait),
     }
 }

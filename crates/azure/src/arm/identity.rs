@@ -27,7 +27,14 @@ impl Arm {
         let call = self.call(subscription, Class::Identity, Method::GET, url, None, None);
         let body = match call.await {
             Ok(answer) => answer.body,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::IdentityNotFound
+                ) =>
+            {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         let text = body.pointer("/properties/clientId").and_then(Value::as_str);

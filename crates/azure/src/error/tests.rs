@@ -59,6 +59,10 @@ fn every_identity_without_a_role_is_named() {
 #[case(Service::Arm, 412, "", ErrorKind::Conflict)]
 #[case(Service::Arm, 502, "<html>", ErrorKind::Unavailable)]
 #[case(Service::Arm, 401, "{}", ErrorKind::InvalidCredential)]
+#[case(Service::Arm, 403, "<html>", ErrorKind::Malformed)]
+#[case(Service::Arm, 404, "<html>", ErrorKind::Malformed)]
+#[case(Service::Arm, 404, "", ErrorKind::NotFound)]
+#[case(Service::Arm, 429, "<html>", ErrorKind::Throttled)]
 #[case(
     Service::Imds,
     400,
@@ -131,6 +135,9 @@ fn a_failed_operation_is_classified_by_its_error() {
         ErrorKind::Conflict
     );
     let error = Error::from_operation("Canceled", &Value::Null);
-    assert_eq!(error.kind(), ErrorKind::BadRequest);
+    assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains("ended as Canceled"));
+    let error = serde_json::json!({ "code": "VMExtensionProvisioningError", "message": "m" });
+    let error = Error::from_operation("Failed", &error);
+    assert_eq!(error.kind(), ErrorKind::HostRefused);
 }

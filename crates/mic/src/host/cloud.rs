@@ -38,7 +38,7 @@ pub enum Fault {
     IdentityNotFound,
     /// The controller may not attach an identity of the change; the error may name it.
     IdentityForbidden,
-    /// Azure refuses the change for another reason.
+    /// Azure refuses the change for another reason; the error may name an identity, else the bisection tells whose fault it is.
     Refused,
     /// There were too many calls.
     Throttled,
@@ -48,6 +48,10 @@ pub enum Fault {
     NoHost,
     /// The controller may not read or change the host at all.
     Forbidden,
+    /// Azure refuses every change of the host, for the host's own sake.
+    HostRefused,
+    /// Azure refuses what is done in the host's subscription.
+    Subscription,
     /// Azure refuses the controller's own credential.
     Credential,
     /// Azure cannot be reached, does not answer in time, or fails; whether the change was made is unknown.
@@ -56,7 +60,7 @@ pub enum Fault {
 
 impl Fault {
     /// All faults, in the order of the metrics.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::IdentityNotFound,
         Self::IdentityForbidden,
         Self::Refused,
@@ -64,6 +68,8 @@ impl Fault {
         Self::Conflict,
         Self::NoHost,
         Self::Forbidden,
+        Self::HostRefused,
+        Self::Subscription,
         Self::Credential,
         Self::Unavailable,
     ];
@@ -78,17 +84,24 @@ impl Fault {
             Self::Conflict => "Conflict",
             Self::NoHost => "HostNotFound",
             Self::Forbidden => "HostRoleMissing",
+            Self::HostRefused => "HostRefused",
+            Self::Subscription => "SubscriptionRefused",
             Self::Credential => "CredentialRefused",
             Self::Unavailable => "AzureUnavailable",
         }
     }
 
-    /// Whether the cause is an identity of the change and not the host or Azure.
-    pub fn is_of_identity(self) -> bool {
+    /// Whether the cause is an identity of the change, or may be.
+    pub(crate) fn may_be_of_identity(self) -> bool {
         matches!(
             self,
             Self::IdentityNotFound | Self::IdentityForbidden | Self::Refused
         )
+    }
+
+    /// Whether it passes by itself, so that nobody must do anything.
+    pub(crate) fn is_of_moment(self) -> bool {
+        matches!(self, Self::Throttled | Self::Conflict | Self::Unavailable)
     }
 }
 
@@ -183,6 +196,8 @@ impl From<Error> for HostError {
             ErrorKind::Conflict => Fault::Conflict,
             ErrorKind::NotFound => Fault::NoHost,
             ErrorKind::Forbidden => Fault::Forbidden,
+            ErrorKind::HostRefused => Fault::HostRefused,
+            ErrorKind::Subscription => Fault::Subscription,
             ErrorKind::IdentityNotFound => Fault::IdentityNotFound,
             ErrorKind::IdentityForbidden => Fault::IdentityForbidden,
             ErrorKind::BadRequest => Fault::Refused,

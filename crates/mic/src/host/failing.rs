@@ -7,8 +7,9 @@
 //!   identity refused ──► is it on the host already? ── yes ─► podid's own: detach it, others': back off
 //!                        │ no
 //!                        ├─ Azure names it ────────────────► quarantine it
-//!                        └─ Azure names none ──────────────► bisect: try each half of the batch next
-//!   host not found ────► forget what was seen, back off
+//!                        └─ Azure names none ──────────────► bisect: quarantine one, try the next half, or back off as below
+//!   host refused ──────► back off; an identity that comes later is tried at once, as it tells whose fault it is
+//!   GET finds no host ─► forget what was seen, back off
 //!   outcome unknown ───► remember what was to be detached: when it is gone later, that is no drift; read, back off
 //!   all else ──────────► read before the next PATCH, back off
 //! ```
@@ -24,7 +25,7 @@ use super::outcome::users_of_all;
 use super::{Host, REPORT_AFTER, Trouble};
 use crate::config::Config;
 use crate::host::cloud::{Fault, HostChange, HostError};
-use crate::host::quarantine::Quarantine;
+use crate::host::quarantine::{Blame, Quarantine};
 
 /// The longest back-off, in retry intervals (5 minutes by default).
 const MAX_BACKOFF: u32 = 300;
@@ -52,20 +53,30 @@ impl Host {
         if let Some(change) = change {
             self.unclaim(change, error.outcome_unknown, now);
         }
-        let mut refused = Vec::new();
-        let mut is_news = false;
-        if error.fault.is_of_identity() && !batch.is_empty() && !self.blames_attached(error) {
-            refused = self.mark_refused(now, config, error, batch, quarantine);
+        let is_refused = error.fault.may_be_of_identity() && !batch.is_empty();
+        let blame = if is_refused && !self.blames_attached(error) {
+            self.blame(error, batch, quarantine)
         } else {
-            if error.fault == Fault::NoHost {
-                self.observed.identities = None;
-                if self.demand.wanted.is_empty() {
-                    self.ownership.owned.clear();
-                }
-            } else if change.is_some() {
-                self.observed.read_at = None;
+            Blame::Host
+        };
+        let (mut refused, mut is_news) = (Vec::new(), false);
+        match blame {
+            Blame::Identities(ids) => {
+                self.mark_refused(now, config, error, &ids, quarantine);
+                refused = ids;
             }
-            is_news = self.back_off(now, config, error, change.is_none());
+            Blame::Unknown => {}
+            Blame::Host => {
+                if change.is_some() {
+                    self.observed.read_at = None;
+                } else if error.fault == Fault::NoHost {
+                    self.observed.identities = None;
+                    if self.demand.wanted.is_empty() {
+                        self.ownership.owned.clear();
+                    }
+                }
+                is_news = self.back_off(now, config, error, change.is_none());
+            }
         }
         let is_meant = |id: &ResourceId| is_news || refused.contains(id);
         let affected = users_of_all([&self.demand.wanted, &self.demand.held], is_meant);
@@ -102,32 +113,41 @@ impl Host {
         blames
     }
 
-    /// Azure refused to attach some of the batch. Returns those that are in quarantine from now on.
+    /// Azure refused to attach the batch: says whose fault that is, by the ids that Azure names, else by the bisection.
+    fn blame(&mut self, error: &HostError, batch: &[ResourceId], quarantine: &Quarantine) -> Blame {
+        let is_named = |id: &&ResourceId| error.identities.contains(id);
+        let named: Vec<_> = batch.iter().filter(is_named).cloned().collect();
+        if !named.is_empty() {
+            self.doubts.suspects.clear(batch);
+            return Blame::Identities(named);
+        }
+        let is_refused_elsewhere = batch.iter().all(|id| quarantine.contains(id));
+        let is_of_identity = error.fault != Fault::Refused || is_refused_elsewhere;
+        self.doubts.suspects.bisect(batch, is_of_identity)
+    }
+
+    /// These are in quarantine from now on.
     fn mark_refused(
         &mut self,
         now: Instant,
         config: &Config,
         error: &HostError,
-        batch: &[ResourceId],
+        refused: &[ResourceId],
         quarantine: &mut Quarantine,
-    ) -> Vec<ResourceId> {
-        let is_named = |id: &&ResourceId| error.identities.contains(id);
-        let mut refused: Vec<_> = batch.iter().filter(is_named).cloned().collect();
-        if refused.is_empty() {
-            refused.extend(self.doubts.suspects.bisect(batch));
-        } else {
-            self.doubts.suspects.clear(batch);
-        }
+    ) {
         let text = match error.fault {
+            Fault::Refused if error.identities.is_empty() => format!(
+                "{}: {}; the host takes other identities and not this one",
+                self.key, error.text
+            ),
             Fault::Refused => format!("{}: {}", self.key, error.text),
             _ => error.text.clone(),
         };
-        self.ownership.forget(&refused);
-        for id in &refused {
+        self.ownership.forget(refused);
+        for id in refused {
             let unit = config.retry_interval;
             quarantine.refuse(id, &self.key, (error.fault, &text), now, unit);
         }
-        refused
     }
 
     /// Does nothing on the host for a while. Says whether people are told something new.
@@ -136,25 +156,40 @@ impl Host {
         now: Instant,
         config: &Config,
         error: &HostError,
-        ends_with_read: bool,
+        is_read: bool,
     ) -> bool {
-        let text = match error.fault {
-            Fault::Throttled | Fault::Conflict | Fault::Unavailable => {
-                format!("{} for {}; retried", error.fault.name(), self.key)
-            }
-            _ => error.text.clone(),
+        let fault = match error.fault {
+            // Nothing else is to blame for a change, and only a read tells that a host is gone.
+            Fault::Refused | Fault::NoHost if !is_read => Fault::HostRefused,
+            fault => fault,
         };
         let before = self.trouble.as_ref();
         let attempts = before.map_or(0, |t| t.attempts) + 1;
-        let is_news = before.is_none_or(|t| t.text != text) || attempts == REPORT_AFTER;
+        let same = before.filter(|t| t.fault == fault);
+        let text = match same {
+            // Azure's words about the moment differ each time.
+            Some(same) if fault.is_of_moment() => same.text.clone(),
+            _ if fault.is_of_moment() => format!("{}: {}", self.key, error.text),
+            _ => error.text.clone(),
+        };
+        let is_news = same.is_none_or(|t| t.text != text) || attempts == REPORT_AFTER;
         let wait = config.retry_interval * (1u32 << (attempts - 1).min(16)).min(MAX_BACKOFF);
         self.trouble = Some(Trouble {
             until: now + wait.max(error.retry_after.unwrap_or(Duration::ZERO)),
             attempts,
-            fault: error.fault,
+            fault,
             text,
-            ends_with_read,
+            ends_with_read: is_read,
         });
         is_news
+    }
+
+    /// A new identity is wanted: where it is open whether the host or its identities are to blame, it is tried at once.
+    pub(super) fn retry_with_new(&mut self, now: Instant) {
+        let is_open = !self.doubts.suspects.is_empty();
+        let trouble = self.trouble.as_mut().filter(|_| is_open);
+        if let Some(trouble) = trouble.filter(|t| t.fault == Fault::HostRefused) {
+            trouble.until = now;
+        }
     }
 }

@@ -147,6 +147,9 @@ impl Host {
     /// A pod needs an identity here.
     pub(crate) fn want(&mut self, id: &ResourceId, who: AssignmentKey, now: Instant) {
         self.demand.unwanted_since.remove(id);
+        if !self.is_wanted(id) {
+            self.retry_with_new(now);
+        }
         let users = self.demand.wanted.entry(id.clone()).or_default();
         if users.is_empty() {
             self.demand.wanted_since.insert(id.clone(), now);

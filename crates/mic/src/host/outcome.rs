@@ -121,7 +121,7 @@ impl Host {
         self.observed.unchanged_reads = 0;
         let ids = change.attach.iter().chain(&change.detach);
         self.ownership.on_patched(ids);
-        self.doubts.suspects.clear(&change.attach);
+        self.doubts.suspects.on_accepted(&change.attach);
         let Some(seen) = self.observed.identities.as_mut().map(Arc::make_mut) else {
             return affected;
         };

@@ -1,16 +1,19 @@
 //! Quarantine of the identities that Azure refuses to attach, and the bisection that finds a bad identity in a refused batch.
 //!
 //! [`Host::decide`](super::Host::decide) asks it what may be attached, [`Host::on_failed`](super::Host::on_failed) puts identities into
-//! it. It guards the good identities: a bad one never shares a PATCH with them. What Azure refuses on one host it refuses on every
-//! host; so all hosts share one [`Quarantine`], and one host at a time tries a refused identity again, alone, ever less often. A host
-//! has [`Suspects`] of its own to bisect a batch:
+//! it. It guards the good identities: a bad one never shares a PATCH with them. An identity that does not exist, or that the
+//! controller may not attach, is refused on every host; so all hosts share one [`Quarantine`], and one host at a time tries it again,
+//! alone, ever less often. An identity that Azure refuses for another cause ([`Fault::Refused`]) is tried by every other host at once,
+//! alone, because the cause may be the host. A host has [`Suspects`] of its own to bisect a batch, whose halves are tried in turn:
 //!
 //! ```text
-//!   batch refused, Azure names none ─► first half ─ attached ─► second half (holds the bad one) ─► halve again
-//!                                          └─ refused ─► halve again                … until one is left: quarantine
+//!   batch refused, Azure names none ─► first half, second half, … ─ attached ─► the host takes changes
+//!                                          └─ refused ─► halve again
+//!   one is left and refused: the host takes changes ──────────► quarantine
+//!                            it has taken none ───────────────► the host's fault, like the third refusal in a row: back off
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +30,8 @@ const RETRY_GROWTH: u32 = 4;
 const MAX_RETRY: u32 = 900;
 /// A host's turn ends after 20 minutes, which is longer than any call to Azure takes, so that a dead worker blocks no other host.
 const TURN_TIMEOUT: Duration = Duration::from_secs(20 * 60);
+/// After so many refusals in a row (a batch and both of its halves) the host is to blame: most batches hold at most one bad identity.
+const HOST_REFUSALS: u32 = 3;
 
 /// A refused identity.
 #[derive(Debug)]
@@ -44,6 +49,13 @@ struct Quarantined {
     turn: Option<(Arc<HostKey>, Instant)>,
 }
 
+impl Quarantined {
+    /// Whether the refusal tells nothing of this host.
+    fn is_elsewhere(&self, host: &HostKey) -> bool {
+        self.fault == Fault::Refused && !self.hosts.contains(host)
+    }
+}
+
 /// The refused identities.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine(BTreeMap<ResourceId, Quarantined>);
@@ -54,11 +66,10 @@ impl Quarantine {
         self.0.contains_key(id)
     }
 
-    /// Why the identity is refused.
-    pub(crate) fn reason(&self, id: &ResourceId) -> Option<(Fault, &str)> {
-        self.0
-            .get(id)
-            .map(|entry| (entry.fault, entry.text.as_str()))
+    /// Why the identity is refused on the host.
+    pub(crate) fn reason(&self, id: &ResourceId, host: &HostKey) -> Option<(Fault, &str)> {
+        let entry = self.0.get(id).filter(|entry| !entry.is_elsewhere(host))?;
+        Some((entry.fault, entry.text.as_str()))
     }
 
     /// Azure refused to attach the identity to the host.
@@ -100,6 +111,7 @@ impl Quarantine {
         now: Instant,
     ) -> Option<ResourceId> {
         let due = |entry: &Quarantined| match &entry.turn {
+            _ if entry.is_elsewhere(host) => true,
             Some((whose, until)) => whose == host || *until <= now,
             None => entry.due <= now,
         };
@@ -110,7 +122,7 @@ impl Quarantine {
 
     /// The host tries the identity now: no other host may until Azure has answered or the turn has ended.
     pub(crate) fn take_turn(&mut self, id: &ResourceId, host: &Arc<HostKey>, now: Instant) {
-        if let Some(entry) = self.0.get_mut(id) {
+        if let Some(entry) = self.0.get_mut(id).filter(|e| !e.is_elsewhere(host)) {
             entry.turn = Some((host.clone(), now + TURN_TIMEOUT));
         }
     }
@@ -149,21 +161,64 @@ impl Quarantine {
     }
 }
 
+/// Whose fault a refused change is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// These identities'.
+    Identities(Vec<ResourceId>),
+    /// The host's, or that of all that is between.
+    Host,
+    /// It is not known yet: the next batch of the bisection tells.
+    Unknown,
+}
+
 /// The bisection on one host: batches of which Azure refused the whole without naming the bad identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Suspects(Vec<BTreeSet<ResourceId>>);
+pub(crate) struct Suspects {
+    /// The batches to try, in turn.
+    batches: VecDeque<BTreeSet<ResourceId>>,
+    /// Refused alone by a host that has taken no change since the first refusal.
+    alone: BTreeSet<ResourceId>,
+    /// How often the host has refused a batch without taking any between.
+    refusals: u32,
+    /// Whether the host has taken a change since the first refusal, so that it is not to blame.
+    host_accepts: bool,
+}
 
 impl Suspects {
-    /// Azure refused the batch and named no identity: both halves are suspect now. A batch of one is returned, as it is the bad one.
-    pub(crate) fn bisect(&mut self, batch: &[ResourceId]) -> Option<ResourceId> {
+    /// Azure refused the batch and named no identity: both halves are suspect now. `is_of_identity` says that one of the batch is bad for
+    /// certain.
+    pub(crate) fn bisect(&mut self, batch: &[ResourceId], is_of_identity: bool) -> Blame {
+        let host_accepts = is_of_identity || self.host_accepts;
+        let refusals = self.refusals + 1;
         self.clear(batch);
         if let [only] = batch {
-            return Some(only.clone());
+            if host_accepts {
+                return Blame::Identities(vec![only.clone()]);
+            }
+            self.alone.insert(only.clone());
+        } else {
+            let (one, other) = batch.split_at(batch.len() / 2);
+            self.batches.push_back(one.iter().cloned().collect());
+            self.batches.push_back(other.iter().cloned().collect());
         }
-        let (one, other) = batch.split_at(batch.len() / 2);
-        self.0.push(other.iter().cloned().collect());
-        self.0.push(one.iter().cloned().collect());
-        None
+        (self.host_accepts, self.refusals) = (host_accepts, refusals);
+        let is_of_host = refusals >= HOST_REFUSALS || self.batches.is_empty();
+        if is_of_host && !host_accepts {
+            Blame::Host
+        } else {
+            Blame::Unknown
+        }
+    }
+
+    /// The host has taken a change that attached these: what it refuses from now on is not its own fault.
+    pub(crate) fn on_accepted(&mut self, attached: &[ResourceId]) {
+        self.clear(attached);
+        if !self.is_empty() {
+            (self.host_accepts, self.refusals) = (true, 0);
+            let alone = std::mem::take(&mut self.alone);
+            self.batches.extend(alone.into_iter().map(|id| [id].into()));
+        }
     }
 
     /// These are not suspect any more.
@@ -173,19 +228,28 @@ impl Suspects {
 
     /// Keeps under suspicion only what is needed.
     pub(crate) fn retain(&mut self, is_needed: impl Fn(&ResourceId) -> bool) {
-        for batch in &mut self.0 {
+        for batch in &mut self.batches {
             batch.retain(&is_needed);
         }
-        self.0.retain(|batch| !batch.is_empty());
+        self.batches.retain(|batch| !batch.is_empty());
+        self.alone.retain(is_needed);
+        if self.is_empty() {
+            *self = Self::default();
+        }
     }
 
     pub(crate) fn contains(&self, id: &ResourceId) -> bool {
-        self.0.iter().any(|batch| batch.contains(id))
+        self.batches.iter().any(|batch| batch.contains(id)) || self.alone.contains(id)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batches.is_empty() && self.alone.is_empty()
     }
 
     /// The batch to try next, alone.
     pub(crate) fn next_batch(&self) -> Option<&BTreeSet<ResourceId>> {
-        self.0.last()
+        let alone = Some(&self.alone).filter(|alone| !alone.is_empty());
+        self.batches.front().or(alone)
     }
 }
 
@@ -250,12 +314,12 @@ mod tests {
         assert_eq!(quarantine.due([id(1)].iter()), Some(start));
     }
 
-    /// Tries until all good ones are through; returns how often Azure refused.
-    fn sift(all: usize, bad: &[usize]) -> usize {
+    /// Tries until all good ones are through, or until the host has been blamed for long; returns how often Azure refused.
+    fn sift(all: usize, bad: &[usize], is_of_identity: bool) -> usize {
         let mut suspects = Suspects::default();
         let mut left: Vec<_> = (0..all).map(id).collect();
-        let (mut found, mut refusals) = (BTreeSet::new(), 0);
-        loop {
+        let (mut found, mut refusals, mut blamed) = (BTreeSet::new(), 0, 0);
+        while blamed < 50 {
             let clean = |i: &&ResourceId| !suspects.contains(i) && !found.contains(*i);
             let mut batch: Vec<_> = left.iter().filter(clean).cloned().collect();
             if batch.is_empty() {
@@ -266,20 +330,65 @@ mod tests {
             }
             if bad.iter().any(|n| batch.contains(&id(*n))) {
                 refusals += 1;
-                found.extend(suspects.bisect(&batch));
+                match suspects.bisect(&batch, is_of_identity) {
+                    Blame::Identities(ids) => found.extend(ids),
+                    Blame::Host => blamed += 1,
+                    Blame::Unknown => {}
+                }
             } else {
-                suspects.clear(&batch);
+                suspects.on_accepted(&batch);
                 left.retain(|i| !batch.contains(i));
             }
             assert!(refusals < 100, "no progress");
         }
-        assert_eq!(found, bad.iter().map(|n| id(*n)).collect());
+        let all_bad = bad.len() == all;
+        let expected = bad.iter().filter(|_| !all_bad || is_of_identity);
+        assert_eq!(found, expected.map(|n| id(*n)).collect());
         refusals
     }
 
+    #[rstest::rstest]
+    #[case(true)]
+    #[case(false)]
+    fn one_that_azure_does_not_name_is_found_by_bisection(#[case] is_of_identity: bool) {
+        assert!(sift(20, &[7], is_of_identity) <= 6);
+        assert!(sift(20, &[0], is_of_identity) <= 6);
+        assert!(sift(20, &[0, 7, 19], is_of_identity) <= 15);
+    }
+
     #[test]
-    fn one_that_azure_does_not_name_is_found_by_bisection() {
-        assert!(sift(20, &[7]) <= 6);
-        assert!(sift(20, &[0, 7, 19]) <= 15);
+    fn a_refusal_that_every_subset_meets_convicts_nobody() {
+        sift(1, &[0], false);
+        sift(4, &[0, 1, 2, 3], false);
+        assert_eq!(sift(4, &[0, 1, 2, 3], true), 7);
+    }
+
+    /// The host mends while its bisection is under way: nobody is convicted for what it refused before.
+    #[test]
+    fn what_a_host_refused_before_it_took_a_change_is_tried_again() {
+        let mut suspects = Suspects::default();
+        assert_eq!(suspects.bisect(&[id(1), id(2)], false), Blame::Unknown);
+        assert_eq!(suspects.bisect(&[id(1)], false), Blame::Unknown);
+        suspects.on_accepted(&[id(2)]);
+        assert_eq!(suspects.next_batch(), Some(&[id(1)].into()));
+        let convicted = Blame::Identities(vec![id(1)]);
+        assert_eq!(suspects.bisect(&[id(1)], false), convicted);
+        assert_eq!(suspects, Suspects::default());
+    }
+
+    #[test]
+    fn what_azure_refuses_for_another_cause_every_host_tries_once() {
+        let mut quarantine = Quarantine::default();
+        let now = Instant::now();
+        let [one, two] = [1, 2].map(|n| Arc::new(host(n)));
+        quarantine.refuse(&id(1), &one, (Fault::Refused, "no"), now, UNIT);
+        let turn = |quarantine: &Quarantine, host| quarantine.next_turn(host, [id(1)].iter(), now);
+        assert_eq!(turn(&quarantine, &one), None);
+        assert_eq!(turn(&quarantine, &two), Some(id(1)));
+        assert_eq!(quarantine.reason(&id(1), &two), None);
+        quarantine.take_turn(&id(1), &two, now);
+        quarantine.refuse(&id(1), &two, (Fault::Refused, "no"), now, UNIT);
+        assert_eq!(turn(&quarantine, &two), None);
+        assert!(quarantine.reason(&id(1), &two).is_some());
     }
 }

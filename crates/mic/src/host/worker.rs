@@ -261,8 +261,8 @@ fn on_failed(
         return;
     };
     let failure = host.on_failed(Instant::now(), &context.config, error, change, quarantine);
-    let trouble = host.trouble.as_ref();
-    let must_report = trouble.is_some_and(|t| t.attempts == REPORT_AFTER);
+    let trouble = host.trouble.as_ref().filter(|_| failure.refused.is_empty());
+    let trouble = trouble.map(|t| (t.fault, t.text.clone(), t.attempts == REPORT_AFTER));
     let identities = identities_of(desired, &failure.affected);
     drop(index);
     context.recheck_conditions(identities);
@@ -270,13 +270,13 @@ fn on_failed(
         tracing::warn!(host = %key, identity = %id, reason = %error.text, "Azure refuses to attach the identity; it is tried again, alone, ever less often");
         report_identity(context, key, id, error.fault.name(), &error.text);
     }
-    if failure.refused.is_empty() {
-        if *last_error != error.text {
-            tracing::warn!(host = %key, fault = error.fault.name(), reason = %error.text, "the host's identities could not be read or changed; retried");
-            last_error.clone_from(&error.text);
+    if let Some((fault, text, must_report)) = trouble {
+        if *last_error != text {
+            tracing::warn!(host = %key, fault = fault.name(), reason = %text, "the host's identities could not be read or changed; retried");
+            last_error.clone_from(&text);
         }
         if must_report {
-            report_host(context, key, error);
+            report_host(context, key, &text);
         }
     }
     context.enqueue(failure.affected);
@@ -317,7 +317,7 @@ fn report_identity(
 }
 
 /// Records Events on pods that wait for a host: it cannot be read or changed.
-fn report_host(context: &Context, key: &HostKey, error: &HostError) {
+fn report_host(context: &Context, key: &HostKey, text: &str) {
     let events: Vec<_> = {
         let index = context.index.lock();
         let Some(host) = index.hosts.get(key) else {
@@ -327,7 +327,7 @@ fn report_host(context: &Context, key: &HostKey, error: &HostError) {
         let waiting = waiting.filter_map(|who| index.desired.get(who));
         waiting
             .take(MAX_POD_EVENTS)
-            .map(|pod| events::of_pod(pod, format!("{key}: {}", error.text)))
+            .map(|pod| events::of_pod(pod, format!("{key}: {text}")))
             .collect()
     };
     for event in events {

@@ -123,7 +123,7 @@ fn problem_of(
     if host.has(id) == Some(true) {
         return mismatch(index, host, id, client_id);
     }
-    if let Some((fault, text)) = index.quarantine.reason(id) {
+    if let Some((fault, text)) = index.quarantine.reason(id, &host.key) {
         return Some((fault.name(), text.to_owned()));
     }
     let trouble = host.trouble.as_ref()?;

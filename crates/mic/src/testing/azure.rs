@@ -26,6 +26,10 @@ pub(crate) struct AzureState {
     pub(crate) missing: BTreeSet<ResourceId>,
     /// Whether a refusal names the missing identity.
     pub(crate) names: bool,
+    /// Azure refuses these for another cause and names none.
+    pub(crate) odd: BTreeSet<ResourceId>,
+    /// Hosts of which Azure refuses every PATCH, and names no identity.
+    pub(crate) invalid: BTreeSet<HostKey>,
     /// The next PATCHes fail with these and are not carried out.
     pub(crate) faults: VecDeque<HostError>,
     /// Each of the next PATCHes is carried out after this time, and its outcome cannot be read.
@@ -93,7 +97,10 @@ impl FakeAzure {
         world.calls.iter().filter(gets).count()
     }
 
-    fn refusal(world: &AzureState, change: &HostChange) -> Option<HostError> {
+    fn refusal(world: &AzureState, host: &HostKey, change: &HostChange) -> Option<HostError> {
+        if world.invalid.contains(host) || change.attach.iter().any(|id| world.odd.contains(id)) {
+            return Some(fault(Fault::Refused, None));
+        }
         let bad: Vec<_> = change
             .attach
             .iter()
@@ -153,7 +160,7 @@ impl HostClient for FakeAzure {
                 if let Some(error) = world.faults.pop_front() {
                     return Err(error);
                 }
-                if let Some(error) = Self::refusal(&world, change) {
+                if let Some(error) = Self::refusal(&world, host, change) {
                     return Err(error);
                 }
                 if let Some(time) = world.unreadable.pop_front() {

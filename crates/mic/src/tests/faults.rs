@@ -290,7 +290,7 @@ async fn drift_on_azure_is_repaired_and_told_meanwhile() {
     mic.stop().await;
 }
 
-fn condition(world: &World, n: usize) -> (String, String) {
+pub(super) fn condition(world: &World, n: usize) -> (String, String) {
     let identity = world.api.get("azureidentities", "ns", &format!("id{n}"));
     let condition = identity.unwrap()["status"]["conditions"][0].clone();
     let text = |name: &str| condition[name].as_str().unwrap_or_default().to_owned();

@@ -229,12 +229,12 @@ fn patch(attach: &[usize], detach: &[usize]) -> Short {
 )]
 #[case::half_of_a_refused_batch(
     Case::new().wanted(&[1, 2]).seen(&[], NOW).owned(&[1])
-        .with(|c| { c.host.doubts.suspects.bisect(&[id(1), id(2)]); }),
+        .with(|c| { c.host.doubts.suspects.bisect(&[id(1), id(2)], true); }),
     patch(&[1], &[])
 )]
 #[case::what_is_not_suspect_goes_before_that_half(
     Case::new().wanted(&[1, 2, 3]).seen(&[], NOW).owned(&[3])
-        .with(|c| { c.host.doubts.suspects.bisect(&[id(1), id(2)]); }),
+        .with(|c| { c.host.doubts.suspects.bisect(&[id(1), id(2)], true); }),
     patch(&[3], &[])
 )]
 fn the_next_action(#[case] case: Case, #[case] expected: Short) {

@@ -30,6 +30,8 @@ pub struct Config {
     pub sync_interval: Duration,
     /// How long an identity stays on a host after its last pod left.
     pub linger: Duration,
+    /// Whether everything is detached and nothing attached, whatever pods need: podid is about to be removed.
+    pub detach_all: bool,
     /// Debounce: how long no change of demand may come before a PATCH is sent; it is sent after eight times this at the latest.
     pub settle: Duration,
     /// The back-off after a first failure; every further failure doubles it.
@@ -68,6 +70,7 @@ impl Config {
             reconcile_interval: Duration::from_secs(180),
             sync_interval: Duration::from_secs(3600),
             linger: Duration::from_secs(30),
+            detach_all: false,
             settle: Duration::from_millis(250),
             retry_interval: Duration::from_secs(1),
             type_upgrade: true,

@@ -64,6 +64,7 @@ use crate::report::{conditions, events};
 
 pub use config::{Config, Immutable};
 pub use host::cloud::{Fault, HostChange, HostClient, HostError, HostIdentities, MAX_CHANGE};
+pub use host::ownership::RECORDS;
 
 /// Why the controller stopped before it was told to.
 #[derive(Debug, thiserror::Error)]

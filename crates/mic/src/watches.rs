@@ -237,6 +237,10 @@ fn identities(context: &Context, change: Change<WatchedIdentity>) {
 }
 
 fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
+    // Without a binding no pod needs anything.
+    if context.config.detach_all {
+        return;
+    }
     match change {
         Change::Applied(binding) => {
             let (kind, plural) = ("AzureIdentityBinding", "azureidentitybindings");

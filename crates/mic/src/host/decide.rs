@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use podid_policy::desired::AssignmentKey;
 use podid_policy::ids::{ClientId, ResourceId};
-use podid_policy::plan::{HostView, Plan, plan};
+use podid_policy::plan::{HostView, Leave, Plan, plan};
 use tokio::time::Instant;
 
 use super::{Demand, Host};
@@ -241,8 +241,19 @@ impl Host {
         plan: Plan,
         around: &Surroundings<'_>,
     ) -> (Option<HostChange>, Planned) {
+        let mut forget = plan.forget;
+        if around.config.detach_all {
+            // What is never detached is not podid's any more, or the ownership record would stay for ever.
+            let immutable = |(_, leave): &&(ResourceId, Leave)| *leave == Leave::Immutable;
+            forget.extend(
+                plan.leave
+                    .iter()
+                    .filter(immutable)
+                    .map(|(id, _)| id.clone()),
+            );
+        }
         let mut planned = Planned {
-            forget: plan.forget,
+            forget,
             dead: self.doubts.dead.clone(),
             suspects: self.doubts.suspects.clone(),
             ..Planned::default()

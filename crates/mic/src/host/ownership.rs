@@ -15,7 +15,9 @@ use podid_policy::ids::{ClientId, HostKey, HostKind, ResourceId, stable_hash};
 use serde_json::json;
 use tokio::time::Instant;
 
-/// The label by which the records are listed.
+/// The label selector by which the records are listed: ConfigMaps in the controller's namespace.
+pub const RECORDS: &str = "aadpodidentity.k8s.io/record=host";
+/// The label of the records.
 const LABEL: &str = "aadpodidentity.k8s.io/record";
 /// The value of that label.
 const LABEL_VALUE: &str = "host";
@@ -140,7 +142,7 @@ impl OwnershipRecords {
 
     /// Reads all records. One that cannot be parsed is logged and left alone.
     pub(crate) async fn load(&self) -> Result<Vec<(HostKey, Owned)>, kube::Error> {
-        let labelled = ListParams::default().labels(&format!("{LABEL}={LABEL_VALUE}"));
+        let labelled = ListParams::default().labels(RECORDS);
         let found = self.api.list(&labelled).await?;
         self.versions.lock().clear();
         found

@@ -46,6 +46,10 @@ pub struct Mic {
     /// How long an identity stays on a host after its last pod has left
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     linger: Duration,
+    /// Detach everything that podid attached and remove every AzureAssignedIdentity, whatever pods need: before podid is removed. `podid detach-all` adds this flag
+    #[arg(long = "detach-all", value_name = "BOOL", default_value_t = false,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    detach_all: bool,
     /// How often every object is looked at again
     #[arg(long = "syncRetryDuration", value_name = "DURATION", default_value = "3600s", value_parser = duration)]
     sync_interval: Duration,
@@ -191,7 +195,12 @@ impl Mic {
             immutable,
             reconcile_interval: self.reconcile_interval,
             sync_interval: self.sync_interval,
-            linger: self.linger,
+            linger: if self.detach_all {
+                Duration::ZERO
+            } else {
+                self.linger
+            },
+            detach_all: self.detach_all,
             retry_interval: self.retry_interval,
             type_upgrade: self.type_upgrade,
             parallel_writes: self.parallel_writes,

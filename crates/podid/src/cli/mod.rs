@@ -7,6 +7,7 @@ pub mod compat;
 mod crds;
 #[cfg(feature = "simulators")]
 mod demo;
+mod detach_all;
 mod ignored;
 mod interception;
 mod issuer;
@@ -43,6 +44,7 @@ enum Command {
     #[cfg(feature = "simulators")]
     Sim(sim::Sim),
     Crds(crds::Crds),
+    DetachAll(detach_all::DetachAll),
     Manifests(manifests::Manifests),
     BootRules(boot_rules::BootRules),
     Status(status::Status),
@@ -62,6 +64,7 @@ impl Cli {
             #[cfg(feature = "simulators")]
             Command::Sim(sim) => sim.run(),
             Command::Crds(crds) => crds.run(),
+            Command::DetachAll(detach) => detach.run(),
             Command::Manifests(manifests) => manifests.run(),
             Command::BootRules(rules) => rules.run(),
             Command::Status(status) => match status.run() {

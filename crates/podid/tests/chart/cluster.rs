@@ -1,5 +1,5 @@
-//! A real kube-apiserver, real helm, and as much of the Job controller as the chart's hook needs: it runs the Job's command, as
-//! its own service account.
+//! A real kube-apiserver, real helm, and as much of Kubernetes' controllers as the chart's hooks need: a Job's command is run, as
+//! its own service account, and what is deployed counts as rolled out.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -38,7 +39,8 @@ impl Cluster {
         let broken = Arc::new(AtomicBool::new(false));
         let mut jobs = JoinSet::new();
         let (client, kubeconfig) = (api.client().await.unwrap(), api.kubeconfig());
-        jobs.spawn(run_jobs(client, kubeconfig, broken.clone()));
+        jobs.spawn(run_jobs(client.clone(), kubeconfig, broken.clone()));
+        jobs.spawn(roll_out(client));
         Self {
             api,
             folder: tempfile::tempdir().unwrap(),
@@ -236,4 +238,51 @@ async fn report(client: &Client, job: &Job, done: bool) {
     api.patch_status(&job.name_any(), &PatchParams::default(), &patch)
         .await
         .unwrap();
+}
+
+/// Every DaemonSet and Deployment is rolled out at once.
+pub async fn roll_out(client: Client) {
+    let sets: Api<DaemonSet> = Api::all(client.clone());
+    let deployments: Api<Deployment> = Api::all(client.clone());
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        for set in sets
+            .list(&ListParams::default())
+            .await
+            .into_iter()
+            .flatten()
+        {
+            let status = json!({
+                "observedGeneration": set.metadata.generation, "desiredNumberScheduled": 1, "currentNumberScheduled": 1,
+                "updatedNumberScheduled": 1, "numberReady": 1, "numberAvailable": 1, "numberMisscheduled": 0,
+            });
+            let api: Api<DaemonSet> = Api::namespaced(client.clone(), &set.namespace().unwrap());
+            let patch = Patch::Merge(json!({ "status": status }));
+            let _ = api
+                .patch_status(&set.name_any(), &PatchParams::default(), &patch)
+                .await;
+        }
+        for deployment in deployments
+            .list(&ListParams::default())
+            .await
+            .into_iter()
+            .flatten()
+        {
+            let count = deployment
+                .spec
+                .as_ref()
+                .and_then(|s| s.replicas)
+                .unwrap_or(1);
+            let status = json!({
+                "observedGeneration": deployment.metadata.generation, "replicas": count, "updatedReplicas": count,
+                "readyReplicas": count, "availableReplicas": count,
+            });
+            let api: Api<Deployment> =
+                Api::namespaced(client.clone(), &deployment.namespace().unwrap());
+            let patch = Patch::Merge(json!({ "status": status }));
+            let _ = api
+                .patch_status(&deployment.name_any(), &PatchParams::default(), &patch)
+                .await;
+        }
+    }
 }

@@ -15,6 +15,17 @@ const ONLY_CHART: [(&str, &str); 4] = [
     ("Job", "podid-crds"),
     ("ServiceAccount", "podid-crds"),
 ];
+/// What only the chart with the controller has: helm's hook detaches everything before podid is removed.
+const ONLY_CHART_STANDARD: [(&str, &str); 8] = [
+    ("ClusterRole", "podid-detach-all"),
+    ("ClusterRoleBinding", "podid-detach-all"),
+    ("Job", "podid-detach-all"),
+    ("Role", "podid-detach-all"),
+    ("RoleBinding", "podid-detach-all"),
+    ("Role", "podid-detach-all-leader"),
+    ("RoleBinding", "podid-detach-all-leader"),
+    ("ServiceAccount", "podid-detach-all"),
+];
 /// Labels by which helm's objects are known.
 const HELMS: [&str; 3] = [
     "helm.sh/chart",
@@ -41,11 +52,15 @@ async fn by_default_the_chart_is_what_podid_manifests_prints() {
             .unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();
         let mut manifests = by_name(objects(&printed));
+        let is_standard = mode == "standard";
         let mode = format!("operationMode={mode}");
         let given = ["--set", IMAGES, "--set", &mode, "--set", value];
         let mut chart = by_name(rendered(&given).await);
         remove(&mut manifests, &ONLY_MANIFESTS);
         remove(&mut chart, &ONLY_CHART);
+        if is_standard {
+            remove(&mut chart, &ONLY_CHART_STANDARD);
+        }
         for object in chart.values_mut() {
             let labels = object["metadata"]["labels"].as_object_mut().unwrap();
             for label in HELMS {
@@ -264,6 +279,7 @@ async fn each_switch_changes_what_it_says_and_nothing_else() {
         none.iter()
             .all(|o| !rbac.contains(&o["kind"].as_str().unwrap()))
     );
+    assert!(find(&none, "Job", "podid-detach-all").is_none());
 
     let named = with(&["rbac.secretNamespaces={shop,bank}"]).await;
     let roles: Vec<_> = named

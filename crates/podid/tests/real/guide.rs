@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client, ResourceExt as _};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
 use podid_testkit::process::Process;
 use podid_testkit::tools;
 use serde_json::{Value, json};
@@ -28,6 +27,8 @@ pub struct Stage {
     /// Where commands are run.
     pub place: PathBuf,
     mic: Option<Process>,
+    /// The generation of its Deployment that runs.
+    generation: i64,
     original: Option<Original>,
     _players: JoinSet<()>,
 }
@@ -51,12 +52,13 @@ impl Stage {
             world.api.kubeconfig(),
             broken,
         ));
-        players.spawn(roll_out(client));
+        players.spawn(cluster::roll_out(client));
         Self {
             world,
             tools,
             place: tools::repository(),
             mic: None,
+            generation: 0,
             original: None,
             _players: players,
         }
@@ -113,6 +115,15 @@ impl Stage {
                     Some(Original::start(&self.world, "aad-pod-identity-mic-again").await)
             }
             (_, running) => self.original = running,
+        }
+        let api: Api<Deployment> = Api::namespaced(client.clone(), "podid");
+        let found = api.get_opt("podid-mic").await.unwrap();
+        let generation = found
+            .and_then(|d| d.metadata.generation)
+            .unwrap_or_default();
+        let is_other = std::mem::replace(&mut self.generation, generation) != generation;
+        if is_other && let Some(mic) = self.mic.take() {
+            terminate(mic).await;
         }
         match (replicas("podid", "podid-mic").await, self.mic.take()) {
             (0, Some(mic)) => terminate(mic).await,
@@ -193,7 +204,7 @@ impl Stage {
         output
     }
 
-    async fn until(&mut self, what: &str, holds: impl AsyncFn(&World) -> bool) {
+    pub async fn until(&mut self, what: &str, holds: impl AsyncFn(&World) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while !holds(&self.world).await {
             let log = self.mic.as_ref().map(Process::log).unwrap_or_default();
@@ -211,53 +222,6 @@ async fn terminate(mic: Process) {
     while !mic.has_ended() {
         assert!(Instant::now() < deadline, "{}", mic.log());
         sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Every DaemonSet and Deployment is rolled out at once.
-async fn roll_out(client: Client) {
-    let sets: Api<DaemonSet> = Api::all(client.clone());
-    let deployments: Api<Deployment> = Api::all(client.clone());
-    loop {
-        sleep(Duration::from_millis(200)).await;
-        for set in sets
-            .list(&ListParams::default())
-            .await
-            .into_iter()
-            .flatten()
-        {
-            let status = json!({
-                "observedGeneration": set.metadata.generation, "desiredNumberScheduled": 1, "currentNumberScheduled": 1,
-                "updatedNumberScheduled": 1, "numberReady": 1, "numberAvailable": 1, "numberMisscheduled": 0,
-            });
-            let api: Api<DaemonSet> = Api::namespaced(client.clone(), &set.namespace().unwrap());
-            let patch = Patch::Merge(json!({ "status": status }));
-            let _ = api
-                .patch_status(&set.name_any(), &PatchParams::default(), &patch)
-                .await;
-        }
-        for deployment in deployments
-            .list(&ListParams::default())
-            .await
-            .into_iter()
-            .flatten()
-        {
-            let count = deployment
-                .spec
-                .as_ref()
-                .and_then(|s| s.replicas)
-                .unwrap_or(1);
-            let status = json!({
-                "observedGeneration": deployment.metadata.generation, "replicas": count, "updatedReplicas": count,
-                "readyReplicas": count, "availableReplicas": count,
-            });
-            let api: Api<Deployment> =
-                Api::namespaced(client.clone(), &deployment.namespace().unwrap());
-            let patch = Patch::Merge(json!({ "status": status }));
-            let _ = api
-                .patch_status(&deployment.name_any(), &PatchParams::default(), &patch)
-                .await;
-        }
     }
 }
 

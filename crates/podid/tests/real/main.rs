@@ -19,4 +19,5 @@ mod pages;
 mod shared;
 mod shell;
 mod takeover;
+mod uninstall;
 mod world;

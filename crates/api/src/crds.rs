@@ -1,6 +1,8 @@
 //! CustomResourceDefinitions (CRDs) of the four kinds, as YAML files of the source. `podid crds` prints or applies them.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 
 /// The definitions as they are kept in the source, one YAML document each.
 const SOURCES: [&str; 4] = [
@@ -24,6 +26,39 @@ pub fn all() -> Result<Vec<CustomResourceDefinition>, CrdError> {
         .iter()
         .map(|source| serde_saphyr::from_str(source).map_err(|e| CrdError(e.to_string())))
         .collect()
+}
+
+/// The definition without the rules about values of single fields: for API servers before 1.30, which apply a rule also to a field
+/// that an update leaves as it was, so that an object from before the rule could no longer be edited (no ratcheting).
+pub fn without_value_rules(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    for version in &mut crd.spec.versions {
+        let schema = version.schema.iter_mut();
+        let schema = schema.filter_map(|schema| schema.open_api_v3_schema.as_mut());
+        for spec in schema.filter_map(|schema| schema.properties.as_mut()?.get_mut("spec")) {
+            for field in spec
+                .properties
+                .iter_mut()
+                .flat_map(|fields| fields.values_mut())
+            {
+                drop_rules(field);
+            }
+        }
+    }
+    crd
+}
+
+fn drop_rules(schema: &mut JSONSchemaProps) {
+    schema.x_kubernetes_validations = None;
+    for field in schema
+        .properties
+        .iter_mut()
+        .flat_map(|fields| fields.values_mut())
+    {
+        drop_rules(field);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        drop_rules(items);
+    }
 }
 
 /// The four definitions as one YAML stream for `kubectl apply -f -`.
@@ -68,6 +103,22 @@ mod tests {
             }
         }
         assert_eq!(found, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_remains_for_old_api_servers_is_what_is_required() {
+        for crd in all().unwrap() {
+            let text = |crd: &CustomResourceDefinition| serde_json::to_string(crd).unwrap();
+            let rules = |text: &str| text.matches("\"rule\":").count();
+            let (whole, rest) = (text(&crd), text(&without_value_rules(crd)));
+            assert_eq!(
+                rules(&rest),
+                rest.matches("check its spelling").count() + rest.matches("is misspelt").count()
+            );
+            let fewer = rules(&whole) - rules(&rest);
+            assert!(fewer > 0 || !whole.contains(".matches("), "{whole}");
+            assert!(!rest.contains(".matches("), "{rest}");
+        }
     }
 
     #[test]

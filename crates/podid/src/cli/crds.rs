@@ -8,7 +8,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
 use podid_cluster::error_text::describe;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -44,8 +44,13 @@ impl Crds {
 
     async fn apply(self) -> anyhow::Result<()> {
         let client = run::client(self.kubeconfig.as_deref()).await?;
+        let ratchets = ratchets(&client).await;
         let api: Api<CustomResourceDefinition> = Api::all(client);
         for crd in podid_api::crds::all()? {
+            let crd = match ratchets {
+                true => crd,
+                false => podid_api::crds::without_value_rules(crd),
+            };
             let name = crd.name_any();
             timeout(APPLY_TIMEOUT, apply(&api, &name, &crd))
                 .await
@@ -55,6 +60,18 @@ impl Crds {
         }
         Ok(())
     }
+}
+
+/// Whether the API server leaves fields that an update does not change alone, whatever the rules; 1.30 is the first that does.
+async fn ratchets(client: &Client) -> bool {
+    let Ok(version) = client.apiserver_version().await else {
+        return true;
+    };
+    // Some vendors write 29+.
+    let minor = version
+        .minor
+        .trim_end_matches(|c: char| !c.is_ascii_digit());
+    version.major != "1" || minor.parse().is_ok_and(|minor: u32| minor >= 30)
 }
 
 async fn apply(

@@ -14,7 +14,8 @@ pub(super) struct Rule {
     source: String,
     message: String,
     reason: &'static str,
-    compares: bool,
+    /// It reads the old value (a transition rule).
+    pub(super) compares: bool,
 }
 
 impl std::fmt::Debug for Rule {
@@ -61,10 +62,14 @@ impl Rule {
             Ok(_) => format!("rule does not evaluate to a bool: {}", self.source),
             Err(error) => format!("rule evaluation error: {error}: {}", self.source),
         };
+        // A failed rule shows the type and not the value.
         let shown = match value {
-            Value::Object(_) => "\"object\"".to_owned(),
-            Value::Array(_) => "\"array\"".to_owned(),
-            other => other.to_string(),
+            Value::Object(_) => "\"object\"",
+            Value::Array(_) => "\"array\"",
+            Value::String(_) => "\"string\"",
+            Value::Bool(_) => "\"boolean\"",
+            Value::Number(number) if number.is_f64() => "\"number\"",
+            _ => "\"integer\"",
         };
         let message = match self.reason {
             "FieldValueForbidden" => format!("Forbidden: {why}"),

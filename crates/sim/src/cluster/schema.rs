@@ -387,11 +387,11 @@ impl Schema {
         if value.is_null() {
             return;
         }
-        causes.extend(
-            self.rules
-                .iter()
-                .filter_map(|rule| rule.check(path, value, old)),
-        );
+        // Ratcheting: what was so before stays allowed.
+        let unchanged = old == Some(value);
+        let rules = self.rules.iter();
+        let rules = rules.filter(|rule| rule.compares || !unchanged);
+        causes.extend(rules.filter_map(|rule| rule.check(path, value, old)));
         match value {
             Value::Object(fields) => {
                 for (name, field) in fields {

@@ -206,9 +206,12 @@ pub async fn a_person_sees_columns(s: Subject) {
 apiVersion: aadpodidentity.k8s.io/v1
 kind: AzureIdentity
 metadata: { name: reader-id }
-spec: { type: 0, resourceID: /subscriptions/x, clientID: 6f1c22ab }
+spec: { type: 0, resourceID: RESOURCE, clientID: CLIENT }
 ";
-    ok(&s, &["apply", "-f", "-"], identity);
+    let identity = identity
+        .replace("RESOURCE", RESOURCE)
+        .replace("CLIENT", CLIENT);
+    ok(&s, &["apply", "-f", "-"], &identity);
     ok(&s, &["apply", "-f", "-"], POD);
     let words = |args: &[&str], line: usize| -> Vec<String> {
         let printed = ok(&s, args, "");
@@ -221,7 +224,7 @@ spec: { type: 0, resourceID: /subscriptions/x, clientID: 6f1c22ab }
     );
     assert_eq!(
         words(&["get", "azureidentities"], 1)[..3],
-        ["reader-id", "0", "6f1c22ab"]
+        ["reader-id", "0", CLIENT]
     );
     assert_eq!(
         words(&["get", "po"], 0),

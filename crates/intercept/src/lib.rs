@@ -42,6 +42,7 @@ mod pod_mark;
 mod proof;
 mod routing;
 mod rules;
+mod sockets;
 mod withdraw;
 
 pub use backend::Backend;
@@ -51,4 +52,5 @@ pub use keeper::{Keeper, State};
 pub use links::{Link, Links, NamespaceId};
 pub use listen::listen;
 pub use rules::{HostNetwork, Rules};
+pub use sockets::socket_owner;
 pub use withdraw::withdraw;

@@ -14,20 +14,14 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, IPPROTO_TCP, TCP_LISTEN};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use tokio::net::TcpStream;
 
 use crate::error::Likely;
-use crate::netlink::Requests;
+use crate::sockets::has_socket;
 use crate::{Error, HostNetwork, Rules};
 
 /// Time for the probe's connect; the kernel sends a lost SYN again after 1 and 3 s.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// `INET_DIAG_NOCOOKIE` of linux/inet_diag.h: the socket is known by its addresses alone.
-const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 /// Proves that the node's own connections are caught, as far as the rules say that this process's are.
 ///
@@ -76,31 +70,5 @@ async fn connect(metadata: SocketAddrV4) -> io::Result<(TcpStream, SocketAddrV4)
     match probe.local_addr()? {
         SocketAddr::V4(caller) => Ok((probe, caller)),
         SocketAddr::V6(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
-    }
-}
-
-/// Whether this network namespace has a connected socket with these two addresses.
-fn has_socket(local: SocketAddrV4, peer: SocketAddrV4) -> io::Result<bool> {
-    let request = InetRequest {
-        family: AF_INET,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::all(),
-        socket_id: SocketId {
-            source_address: (*local.ip()).into(),
-            source_port: local.port(),
-            destination_address: (*peer.ip()).into(),
-            destination_port: peer.port(),
-            interface_id: 0,
-            cookie: NO_COOKIE,
-        },
-    };
-    let mut requests = Requests::open(NETLINK_SOCK_DIAG)?;
-    match requests.ask(SockDiagMessage::InetRequest(request)) {
-        // Where no connection has the addresses, the kernel finds who listens at the local one.
-        Ok(SockDiagMessage::InetResponse(found)) => Ok(found.header.state != TCP_LISTEN),
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
     }
 }

@@ -39,6 +39,8 @@ pub struct Config {
     pub pod_requests: u32,
     /// The Unix socket at which programs of the node ask for pods' tokens; `None` for none.
     pub host_token_socket: Option<PathBuf>,
+    /// Whether root on the host's network may ask for pods' tokens at the listener of the metadata service, by loopback.
+    pub host_token_loopback: bool,
     /// Attests that a caller is the pod that its address says; without one the address alone counts.
     pub attestor: Option<Arc<Attestor>>,
     /// Where `/healthz` and `/readyz` are served.

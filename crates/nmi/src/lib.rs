@@ -34,6 +34,7 @@
 //! | `config` | the settings |
 //! | `hold` | how long a request waits for what is not there yet |
 //! | `refusal` | why a request gets no token: every reason, with its name and status |
+//! | `token_bucket` | the token bucket of both rate limits |
 //! | `metrics` | the metrics |
 //! | `error` | errors that end the process |
 //!
@@ -52,6 +53,7 @@ mod lifecycle;
 mod metrics;
 mod refusal;
 mod token;
+mod token_bucket;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

@@ -132,7 +132,7 @@ pub(crate) enum Refusal {
     NoPodNamed,
     /// A caller that is not the node asks for a token of a pod that it names.
     #[error(
-        "a pod's token is given to the node's own programs only, by the Unix socket that --host-token-socket names"
+        "a pod's token is given to the node's own programs only, by the Unix socket that --host-token-socket names, and at this port to root on the host's network where --host-token-loopback says so"
     )]
     NotTheNode,
     /// The metadata service does not say its tenant.
@@ -166,13 +166,19 @@ pub(crate) enum Refusal {
     Denied(DenialReason),
     /// The identity is granted and not on the pod's host yet.
     #[error(
-        "identity {identity} is granted to pod {pod} and not yet assigned to its node; see `kubectl describe azureassignedidentity`; ask again"
+        "identity {identity} is granted to pod {pod} and not yet assigned to its node; {}; ask again",
+        refusal.as_deref().map_or_else(
+            || "see `kubectl describe azureassignedidentity`".to_owned(),
+            |refusal| format!("Azure refuses to attach it until that is repaired: {refusal}"),
+        )
     )]
     NotAssigned {
         /// The pod.
         pod: ObjectKey,
         /// The AzureIdentity.
         identity: ObjectKey,
+        /// Why Azure refuses to attach it, where the controller says so.
+        refusal: Option<Arc<str>>,
     },
     /// The caller has too many connections or sends too many requests.
     #[error("too many requests or open connections from this pod; keep tokens until they expire")]
@@ -192,7 +198,7 @@ impl Refusal {
     /// Whether it passes by itself and soon, so that the request is held for that (`hold.rs`).
     pub(crate) fn is_awaited(&self) -> bool {
         match self {
-            Self::NotAssigned { .. } => true,
+            Self::NotAssigned { refusal, .. } => refusal.is_none(),
             Self::Source(error) => error.is_identity_not_found(),
             _ => false,
         }

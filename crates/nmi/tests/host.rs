@@ -105,3 +105,49 @@ async fn over_the_network_there_is_none() {
         assert!(answer.description().contains("--host-token-socket"));
     }
 }
+
+/// The unmodified Key Vault provider asks as root from the host's network; everybody else is refused as without the flag.
+#[tokio::test]
+async fn over_loopback_root_of_the_node_is_served_and_nobody_else() {
+    let rig = rig(|config| config.host_token_loopback = true).await;
+    let port = rig.listener.port();
+    let ask = async |setpriv: &[&str], more: &[&str]| {
+        let mut command = tokio::process::Command::new("setpriv");
+        command.args(setpriv).args([
+            "curl",
+            "-sS",
+            "--noproxy",
+            "*",
+            "-w",
+            "\n%{http_code}",
+            "-H",
+            "podname: web",
+            "-H",
+            "podns: shop",
+        ]);
+        command.args(more);
+        command.arg(format!(
+            "http://127.0.0.1:{port}/host/token/?resource=https://vault.azure.net"
+        ));
+        let output = command.output().await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (body, status) = text.rsplit_once('\n').unwrap();
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        (status.to_owned(), body)
+    };
+    let (status, body) = ask(&["--reuid=0"], &[]).await;
+    assert_eq!(status, "200", "{body}");
+    assert_eq!(body["clientid"], READER);
+    assert!(body["token"]["access_token"].is_string());
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let (status, body) = ask(&nobody, &[]).await;
+    assert_eq!(status, "403", "{body}");
+    let (status, body) = ask(&["--reuid=0"], &["-H", "Via: 1.1 proxy"]).await;
+    assert_eq!(status, "400", "{body}");
+    // Without the flag it is as before.
+    let rig = common::rig(|_| {}).await;
+    let request =
+        format!("{GET}Host: x\r\npodname: web\r\npodns: shop\r\nConnection: close\r\n\r\n");
+    assert_eq!(rig.raw(WEB, &request).await.status, 403);
+}

@@ -109,6 +109,7 @@ pub async fn node_agent(surroundings: SocketAddr, told: mpsc::Sender<SocketAddr>
         allowed_categories: Vec::new(),
         pod_requests: 1_000_000,
         host_token_socket: None,
+        host_token_loopback: false,
         attestor: None,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),

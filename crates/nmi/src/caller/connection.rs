@@ -25,6 +25,8 @@ use crate::refusal::Refusal;
 pub(crate) struct ConnectionContext {
     /// The address that it comes from.
     pub(crate) peer: IpAddr,
+    /// Whether a program of the node has the other end, which runs as root on the host's network.
+    pub(crate) is_root_of_node: bool,
     attestor: Option<Arc<Attestor>>,
     /// The uid of the pod that opened it.
     uid: OnceLock<Arc<str>>,
@@ -39,6 +41,7 @@ impl ConnectionContext {
     pub(crate) fn new(peer: IpAddr, attestor: Option<Arc<Attestor>>) -> Self {
         Self {
             peer,
+            is_root_of_node: false,
             attestor,
             uid: OnceLock::new(),
             kernel_uid: OnceLock::new(),

@@ -34,7 +34,12 @@ pub(crate) enum Decision {
     /// Tokens of this identity.
     Grant(Arc<IdentityFacts>),
     /// Tokens of this identity once it is on the pod's host.
-    Pending(Arc<IdentityFacts>),
+    Pending {
+        /// The identity.
+        identity: Arc<IdentityFacts>,
+        /// Why Azure refuses to attach it, where the controller says so.
+        refusal: Option<Arc<str>>,
+    },
     /// The metadata service's own answers, by this exception.
     Exempt(ObjectKey),
     /// Nothing, for this reason.
@@ -57,6 +62,8 @@ pub(crate) struct Index {
     selectors: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     identities: HashMap<ObjectKey, Arc<IdentityFacts>>,
     /// Exceptions by namespace and name.
+    /// Why Azure refuses to attach an identity.
+    refusals: HashMap<ObjectKey, Arc<str>>,
     exceptions: HashMap<Arc<str>, BTreeMap<Arc<str>, ExceptionFacts>>,
     assigned: HashMap<ObjectKey, AssignedFacts>,
     /// How many AzureAssignedIdentities in state Assigned each pair of pod and identity has.
@@ -75,6 +82,7 @@ impl Index {
             bindings: HashMap::new(),
             selectors: HashMap::new(),
             identities: HashMap::new(),
+            refusals: HashMap::new(),
             exceptions: HashMap::new(),
             assigned: HashMap::new(),
             ready: HashMap::new(),
@@ -151,9 +159,18 @@ impl Index {
         }
     }
 
+    /// Sets or removes why Azure refuses to attach an identity.
+    pub(crate) fn apply_refusal(&mut self, identity: &ObjectKey, refusal: Option<Arc<str>>) {
+        match refusal {
+            Some(refusal) => self.refusals.insert(identity.clone(), refusal),
+            None => self.refusals.remove(identity),
+        };
+    }
+
     /// Removes an identity that is deleted or cannot be read.
     pub(crate) fn delete_identity(&mut self, key: &ObjectKey) {
         self.identities.remove(key);
+        self.refusals.remove(key);
     }
 
     /// Adds or replaces an exception.
@@ -319,7 +336,10 @@ impl Index {
         if self.is_usable(pod, identity) {
             Decision::Grant(in_index)
         } else {
-            Decision::Pending(in_index)
+            Decision::Pending {
+                refusal: self.refusals.get(&in_index.key).cloned(),
+                identity: in_index,
+            }
         }
     }
 

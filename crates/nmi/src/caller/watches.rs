@@ -15,7 +15,6 @@ use podid_api::ObjectError;
 use podid_api::assigned::{AzureAssignedIdentity, NODE_LABEL};
 use podid_api::binding::AzureIdentityBinding;
 use podid_api::exception::AzurePodIdentityException;
-use podid_api::identity::AzureIdentity;
 use podid_cluster::lenient::Lenient;
 use podid_cluster::watch::{Change, WatchStatus, watch};
 use podid_policy::facts::ObjectKey;
@@ -26,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::NmiError;
 use crate::caller::index::Index;
-use crate::caller::pods;
+use crate::caller::{identities, pods};
 use crate::context::Context;
 
 /// How objects of one kind are read, and how the index applies and deletes them.
@@ -69,8 +68,11 @@ pub(crate) fn start(
         watcher::Config::default(),
         Kind {
             name: "AzureIdentity",
-            facts: AzureIdentity::facts,
-            apply: Index::apply_identity,
+            facts: identities::facts,
+            apply: |index: &mut Index, (identity, refusal): identities::Identity| {
+                index.apply_refusal(&identity.key, refusal);
+                index.apply_identity(identity);
+            },
             delete: Index::delete_identity,
             keys: Index::identity_keys,
         },

@@ -1,7 +1,8 @@
-//! Host token socket: gives programs of the node, such as a volume driver, the tokens of pods that they name.
+//! Host token: gives programs of the node, such as a volume driver, the tokens of pods that they name.
 //!
-//! `lifecycle/servers.rs` runs it where `--host-token-socket` is set. It is a Unix socket, because the kernel says which user is at
-//! its other end: only root and podid's own user are served, and everybody else is refused.
+//! `lifecycle/servers.rs` runs the Unix socket where `--host-token-socket` is set: the kernel says which user is at its other end, and
+//! only root and podid's own user are served. `request.rs` calls [`token`] where `--host-token-loopback` is set, for a loopback
+//! connection whose other end is root's (`server.rs` asks the kernel); that is what the Key Vault CSI provider connects to.
 
 use std::convert::Infallible;
 use std::fs;
@@ -157,7 +158,11 @@ async fn respond(context: &Context, request: &Request<Incoming>, hold: &Hold<'_>
     finish(context, outcome, &record, &"node", started)
 }
 
-async fn token(
+/// Answers with the token of the pod that a program of the node names.
+///
+/// # Errors
+/// Why there is none.
+pub(crate) async fn token(
     context: &Context,
     request: &Request<Incoming>,
     hold: &Hold<'_>,

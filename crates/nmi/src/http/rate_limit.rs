@@ -7,24 +7,27 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::token_bucket::TokenBucket;
 
 /// Open connections of one pod beyond which its requests are answered with 429; far more than SDKs keep.
 const MAX_SERVED: usize = 128;
 /// Open connections of one pod beyond which a new one is closed at once: above [`MAX_SERVED`], so that most clients read a 429 first.
 const MAX_OPEN: usize = 256;
-/// Size of the bucket: as many requests may come at once as the rate allows in this time.
-const BURST: Duration = Duration::from_secs(2);
+/// Size of the bucket in seconds: as many requests may come at once as the rate allows in this time.
+const BURST_SECONDS: u32 = 2;
 /// Number of buckets at which unused ones are dropped; after that, twice the number that was left.
 const FIRST_SWEEP: usize = 64;
 
 /// The buckets of all pods, by address.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    /// The time in which the bucket gains one request.
-    interval: Duration,
+    /// Requests a second.
+    rate: u32,
     buckets: Mutex<Buckets>,
 }
 
@@ -38,22 +41,18 @@ struct Buckets {
 struct Bucket {
     /// Open connections.
     open: AtomicUsize,
-    /// When the bucket is full again. That it is kept as a time, and not as a count, makes a timer unnecessary.
-    full_at: Mutex<Instant>,
+    requests: TokenBucket,
 }
 
 /// The permit of one open connection, which counts until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit {
-    interval: Duration,
-    bucket: Arc<Bucket>,
-}
+pub(crate) struct Permit(Arc<Bucket>);
 
 impl RateLimiter {
     /// Each address may send `requests` a second, at least one.
     pub(crate) fn new(requests: u32) -> Self {
         Self {
-            interval: Duration::from_secs(1) / requests.max(1),
+            rate: requests.max(1),
             buckets: Mutex::default(),
         }
     }
@@ -69,7 +68,7 @@ impl RateLimiter {
         let new = || {
             Arc::new(Bucket {
                 open: AtomicUsize::new(0),
-                full_at: Mutex::new(now),
+                requests: TokenBucket::new(self.rate, self.rate.saturating_mul(BURST_SECONDS)),
             })
         };
         let bucket = Arc::clone(buckets.by_address.entry(address).or_insert_with(new));
@@ -78,38 +77,27 @@ impl RateLimiter {
             return None;
         }
         bucket.open.fetch_add(1, Ordering::Relaxed);
-        Some(Permit {
-            interval: self.interval,
-            bucket,
-        })
+        Some(Permit(bucket))
     }
 }
 
 impl Bucket {
     fn is_used(&self, now: Instant) -> bool {
-        self.open.load(Ordering::Relaxed) > 0 || *self.full_at.lock() > now
+        self.open.load(Ordering::Relaxed) > 0 || !self.requests.is_full(now)
     }
 }
 
 impl Permit {
     /// Whether the pod may send a request `now`; one that may is taken from the bucket.
     pub(crate) fn admit(&self, now: Instant) -> bool {
-        if self.bucket.open.load(Ordering::Relaxed) > MAX_SERVED {
-            return false;
-        }
-        let mut full_at = self.bucket.full_at.lock();
-        let from = (*full_at).max(now);
-        if from - now + self.interval > BURST {
-            return false;
-        }
-        *full_at = from + self.interval;
-        true
+        self.0.open.load(Ordering::Relaxed) <= MAX_SERVED
+            && self.0.requests.take(now, Duration::ZERO).is_some()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.bucket.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, Request};
+use http::{HeaderMap, Method, Request};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use podid_policy::facts::PodFacts;
@@ -18,11 +18,11 @@ use crate::caller::identify::identify;
 use crate::caller::index::Caller;
 use crate::context::Context;
 use crate::hold::Hold;
-use crate::http::info;
 use crate::http::passthrough::{self, METADATA, PROXIED};
 use crate::http::rate_limit::Permit;
 use crate::http::response::{self, Answer};
 use crate::http::target::{Dialect, Endpoint, MAX_TARGET, endpoint, token_request};
+use crate::http::{host_token, info};
 use crate::refusal::{Refusal, excerpt};
 use crate::token::grant::{self, Requester};
 
@@ -76,7 +76,7 @@ pub(crate) async fn respond(
         client_request_id: request.headers().get(CLIENT_REQUEST_ID).cloned(),
         ..RequestRecord::default()
     };
-    let outcome = match permit.admit(started) {
+    let outcome = match permit.admit(started.into()) {
         true => route(context, request, connection, &hold, &mut record).await,
         false => Err(Refusal::Busy),
     };
@@ -139,6 +139,11 @@ async fn route(
     record: &mut RequestRecord,
 ) -> Result<Answer, Refusal> {
     let endpoint = endpoint(request.uri().path());
+    if endpoint == Endpoint::Host && connection.is_root_of_node {
+        record.endpoint = "host";
+        not_proxied(request.headers())?;
+        return host_token::token(context, &request, hold, record).await;
+    }
     let is_served = matches!(
         endpoint,
         Endpoint::Token | Endpoint::Info | Endpoint::Category(_)
@@ -224,10 +229,7 @@ fn admissible(context: &Context, request: &Request<Incoming>) -> Result<(), Refu
         return Err(Refusal::Method);
     }
     let headers = request.headers();
-    let mut proxied = PROXIED.iter();
-    if let Some((_, name)) = proxied.find(|(name, _)| headers.contains_key(name)) {
-        return Err(Refusal::Forwarded(name));
-    }
+    not_proxied(headers)?;
     if !context.config.metadata_header_required {
         return Ok(());
     }
@@ -241,4 +243,13 @@ fn admissible(context: &Context, request: &Request<Incoming>) -> Result<(), Refu
         let value = String::from_utf8_lossy(value.as_bytes());
         Err(Refusal::OddMetadataHeader(excerpt(&value)))
     })
+}
+
+/// A request that came through a proxy is not the caller's own.
+fn not_proxied(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut proxied = PROXIED.iter();
+    match proxied.find(|(name, _)| headers.contains_key(name)) {
+        Some((_, name)) => Err(Refusal::Forwarded(name)),
+        None => Ok(()),
+    }
 }

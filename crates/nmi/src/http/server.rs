@@ -6,13 +6,14 @@
 //! ```text
 //!  accept ──► rate_limit ──permit──► connection ──► request.rs ──► endpoint
 //!                 │                  (error_body.rs           ├── token ──────► token/grant.rs ──► cache ──► source ──► Azure
-//!                 └──too many──► 429, closed   beneath hyper) ├── info, versions ──► info.rs
+//!                 └──too many──► 429, closed   beneath hyper) ├── host token, to root of the node ──► host_token.rs
+//!                                                             ├── info, versions ──► info.rs
 //!                                                             ├── category, or an exempted pod ──► passthrough.rs ──► metadata service
 //!                                                             └── anything else ──► Refusal ──► response.rs
 //! ```
 
 use std::convert::Infallible;
-use std::net::{IpAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ const _: () = assert!(IDLE_TIMEOUT.as_secs() >= 60);
 const MAX_HEAD: usize = 64 * 1024;
 /// Wait after a failed accept, which is mostly for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+/// The user id of root.
+const ROOT: u32 = 0;
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// Accepts connections until the drain starts, and returns when the last of them has ended.
@@ -67,10 +70,14 @@ pub(crate) async fn serve(
                     Some(permit) => {
                         // Answers are small and whole, so that Nagle's algorithm would only delay them.
                         let _ = stream.set_nodelay(true);
+                        let attestor = context.config.attestor.clone();
+                        let mut caller = ConnectionContext::new(address, attestor);
+                        caller.is_root_of_node =
+                            context.config.host_token_loopback && is_roots(&stream, peer);
                         let serve = serve_connection(
                             stream,
                             permit,
-                            address,
+                            caller,
                             Arc::clone(&context),
                             drain.clone(),
                         );
@@ -95,16 +102,29 @@ pub(crate) async fn serve(
     Ok(())
 }
 
+/// Whether the other end is a socket of root's in this network namespace, which is the host's.
+fn is_roots(stream: &tokio::net::TcpStream, peer: SocketAddr) -> bool {
+    let (SocketAddr::V4(theirs), Ok(SocketAddr::V4(ours))) = (peer, stream.local_addr()) else {
+        return false;
+    };
+    if !theirs.ip().is_loopback() {
+        return false;
+    }
+    podid_intercept::socket_owner(theirs, ours).unwrap_or_else(|error| {
+        tracing::warn!(reason = %error, "the kernel does not tell whose a loopback connection is");
+        None
+    }) == Some(ROOT)
+}
+
 /// Serves the requests of one connection until it ends or is drained.
 pub(crate) async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     permit: Permit,
-    peer: IpAddr,
+    caller: ConnectionContext,
     context: Arc<Context>,
     drain: Drain,
 ) {
     context.metrics.connections().inc();
-    let caller = ConnectionContext::new(peer, context.config.attestor.clone());
     let pending = ResponsePending::default();
     let final_drain = &context.final_drain.0;
     // The kubelet's probe and the node's own programs still connect after it.
@@ -142,7 +162,7 @@ pub(crate) async fn serve_connection(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, reason = %error, "a connection ended early");
+        tracing::debug!(peer = %caller.peer, reason = %error, "a connection ended early");
         if error.is_parse() {
             context.metrics.refused(Refusal::Malformed.name());
         }

@@ -193,10 +193,7 @@ pub(crate) async fn granted(
     requester.attest(pod).await?;
     match grant {
         Grant::Ready(pod, identity) => Ok((pod, identity)),
-        Grant::Pending(pod, identity) => Err(Refusal::NotAssigned {
-            pod: pod.key.clone(),
-            identity: identity.key.clone(),
-        }),
+        Grant::Pending(_, not_assigned) => Err(not_assigned),
     }
 }
 
@@ -204,7 +201,7 @@ enum Grant {
     /// The identity is on the pod's host.
     Ready(Arc<PodFacts>, Arc<IdentityFacts>),
     /// The identity is granted and not on the pod's host yet.
-    Pending(Arc<PodFacts>, Arc<IdentityFacts>),
+    Pending(Arc<PodFacts>, Refusal),
 }
 
 /// What the requester is granted by the index as it is now.
@@ -216,7 +213,14 @@ fn decide(
     let pod = pod(context, requester)?;
     match context.index.read().decide(&pod, wanted) {
         Decision::Grant(identity) => Ok(Grant::Ready(pod, identity)),
-        Decision::Pending(identity) => Ok(Grant::Pending(pod, identity)),
+        Decision::Pending { identity, refusal } => {
+            let not_assigned = Refusal::NotAssigned {
+                pod: pod.key.clone(),
+                identity: identity.key.clone(),
+                refusal,
+            };
+            Ok(Grant::Pending(pod, not_assigned))
+        }
         Decision::Refused(reason) => Err(Refusal::Denied(reason)),
         Decision::Exempt(exception) if matches!(requester, Requester::Node(..)) => {
             Err(Refusal::Exempted {

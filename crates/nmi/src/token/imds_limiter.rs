@@ -14,6 +14,8 @@ use podid_policy::facts::ObjectKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until};
 
+use crate::token_bucket::TokenBucket;
+
 /// Calls at a time: what the metadata service allows.
 const MAX_CONCURRENT: usize = 5;
 /// Calls at a time for the tokens of one identity, so that two identities that hang leave a call to the others.
@@ -79,7 +81,7 @@ impl ImdsLimiter {
 
     /// Waits until a request may be forwarded; `None` at once when that is not within two seconds.
     pub(super) async fn acquire_forwarded(&self) -> Option<ImdsPermit<'_>> {
-        if !self.forwarded_rate.acquire_within(MAX_FORWARDED_WAIT).await {
+        if !acquire_within(&self.forwarded_rate, MAX_FORWARDED_WAIT).await {
             return None;
         }
         Some(ImdsPermit {
@@ -91,50 +93,21 @@ impl ImdsLimiter {
 
     async fn call(&self) -> Option<SemaphorePermit<'_>> {
         let call = self.calls.acquire().await.ok();
-        self.rate.acquire_within(Duration::MAX).await;
+        acquire_within(&self.rate, Duration::MAX).await;
         call
     }
 }
 
-/// A token bucket, kept as the time when its next token is due (the generic cell rate algorithm).
-#[derive(Debug)]
-struct TokenBucket {
-    /// The time in which one token comes.
-    interval: Duration,
-    /// How long before its time a token may be taken: as long as the other tokens of a burst take to come.
-    tolerance: Duration,
-    next_due: Mutex<Option<Instant>>,
-}
-
-impl TokenBucket {
-    /// A full bucket, out of which at most `rate + burst` tokens are taken in any second.
-    fn new(rate: u32, burst: u32) -> Self {
-        let interval = Duration::from_secs(1) / rate.max(1);
-        Self {
-            interval,
-            tolerance: interval * burst.saturating_sub(1),
-            next_due: Mutex::new(None),
-        }
+/// Takes a token and waits for it if that is no longer than `limit`; else takes none and gives false at once.
+async fn acquire_within(bucket: &TokenBucket, limit: Duration) -> bool {
+    let now = Instant::now();
+    let Some(wait) = bucket.take(now, limit) else {
+        return false;
+    };
+    if !wait.is_zero() {
+        sleep_until(now + wait).await;
     }
-
-    /// Takes a token and waits for it if that is no longer than `limit`; else takes none and gives false at once.
-    async fn acquire_within(&self, limit: Duration) -> bool {
-        let now = Instant::now();
-        let wait = {
-            let mut next_due = self.next_due.lock();
-            let due = next_due.map_or(now, |due| due.max(now));
-            let wait = (due - now).saturating_sub(self.tolerance);
-            if wait > limit {
-                return false;
-            }
-            *next_due = Some(due + self.interval);
-            wait
-        };
-        if !wait.is_zero() {
-            sleep_until(now + wait).await;
-        }
-        true
-    }
+    true
 }
 
 #[cfg(test)]
@@ -185,7 +158,7 @@ mod tests {
         let start = Instant::now();
         let mut taken = Vec::new();
         for _ in 0..100 {
-            bucket.acquire_within(Duration::MAX).await;
+            acquire_within(&bucket, Duration::MAX).await;
             taken.push(start.elapsed());
         }
         let second = Duration::from_secs(1);
@@ -208,7 +181,7 @@ mod tests {
             let start = Instant::now();
             let mut taken = 0;
             for _ in 0..tries {
-                taken += u32::from(bucket.acquire_within(Duration::ZERO).await);
+                taken += u32::from(acquire_within(&bucket, Duration::ZERO).await);
             }
             assert_eq!(start.elapsed(), Duration::ZERO);
             taken
@@ -218,6 +191,6 @@ mod tests {
         assert_eq!(take(100).await, 5);
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(take(100).await, 5);
-        assert!(bucket.acquire_within(Duration::from_secs(1)).await);
+        assert!(acquire_within(&bucket, Duration::from_secs(1)).await);
     }
 }

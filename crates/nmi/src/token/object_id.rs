@@ -45,18 +45,25 @@ pub(crate) async fn resolve(
     let granted = candidates
         .into_iter()
         .filter_map(|decision| match decision {
-            Decision::Grant(identity) => Some((identity, true)),
-            Decision::Pending(identity) => Some((identity, false)),
+            Decision::Grant(identity) => Some((identity, None)),
+            Decision::Pending { identity, refusal } => {
+                let not_assigned = Refusal::NotAssigned {
+                    pod: pod.key.clone(),
+                    identity: identity.key.clone(),
+                    refusal,
+                };
+                Some((identity, Some(not_assigned)))
+            }
             Decision::Exempt(_) | Decision::Refused(_) => None,
         });
     let mut missing = None;
-    for (identity, is_ready) in granted.take(MAX_TRIED) {
+    for (identity, not_assigned) in granted.take(MAX_TRIED) {
         let known = context
             .object_id_cache
             .get(&identity.key, &identity.client_id);
-        let found = match known {
-            Some(object) => Some(object),
-            None if is_ready => {
+        let found = match (known, not_assigned) {
+            (Some(object), _) => Some(object),
+            (None, None) => {
                 requester.attest(&pod).await?;
                 match context.cache.get(&identity, resource, false).await {
                     Ok((token, _)) => object_id(&token),
@@ -66,11 +73,8 @@ pub(crate) async fn resolve(
                     }
                 }
             }
-            None => {
-                missing = Some(Refusal::NotAssigned {
-                    pod: pod.key.clone(),
-                    identity: identity.key.clone(),
-                });
+            (None, Some(not_assigned)) => {
+                missing = Some(not_assigned);
                 continue;
             }
         };

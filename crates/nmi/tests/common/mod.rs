@@ -80,6 +80,7 @@ pub async fn rig_that_waits(api_is_up: bool, change: impl FnOnce(&mut Config)) -
         allowed_categories: Vec::new(),
         pod_requests: POD_REQUESTS,
         host_token_socket: None,
+        host_token_loopback: false,
         attestor: None,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),

@@ -115,6 +115,13 @@ struct Door {
     /// Serve /host/token, by which programs of the node that run as root get a pod's token, on this Unix socket
     #[arg(long, value_name = "PATH")]
     host_token_socket: Option<PathBuf>,
+    /// Serve /host/token at --nmi-port too, to programs that run as root on the host's network: for the Key Vault CSI provider's usePodIdentity
+    #[arg(long, value_name = "BOOL", default_value_t = false, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", action = ArgAction::Set)]
+    host_token_loopback: bool,
+    /// How many requests a second a pod may send, and twice as many at once; more are answered with 429
+    #[arg(long, value_name = "N", default_value_t = POD_REQUESTS, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pod_requests_per_second: u32,
     /// By what a pod is known
     #[arg(long, value_enum, value_name = "EVIDENCE", default_value_t = Attest::Auto)]
     attest: Attest,
@@ -382,8 +389,9 @@ impl Nmi {
             token_floor: TOKEN_FLOOR,
             metadata_header_required: self.door.metadata_header_required,
             allowed_categories,
-            pod_requests: POD_REQUESTS,
+            pod_requests: self.door.pod_requests_per_second,
             host_token_socket: self.door.host_token_socket.clone(),
+            host_token_loopback: self.door.host_token_loopback,
             attestor: Some(self.attestor()?),
             probe: any(self.ports.probe),
             metrics: any(self.ports.prometheus),

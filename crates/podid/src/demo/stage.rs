@@ -436,6 +436,7 @@ fn node_agent() -> podid_nmi::Config {
         allowed_categories: Vec::new(),
         pod_requests: POD_REQUESTS,
         host_token_socket: None,
+        host_token_loopback: false,
         attestor: None,
         probe: loopback(0),
         metrics: loopback(0),

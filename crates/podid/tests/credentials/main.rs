@@ -234,6 +234,7 @@ fn config_of_nmi() -> Config {
         allowed_categories: Vec::new(),
         attestor: None,
         host_token_socket: None,
+        host_token_loopback: false,
         pod_requests: POD_REQUESTS,
         probe: loopback(),
         metrics: loopback(),

@@ -64,6 +64,7 @@ fn rig(attestor: Arc<Attestor>, pods: &[PodFacts]) -> Rig {
         allowed_categories: Vec::new(),
         pod_requests: POD_REQUESTS,
         host_token_socket: None,
+        host_token_loopback: false,
         attestor: Some(Arc::clone(&attestor)),
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),

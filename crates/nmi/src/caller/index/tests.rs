@@ -109,16 +109,16 @@ fn an_unknown_caller_may_be_a_pod_whose_address_is_not_told_yet() {
 #[test]
 fn an_identity_is_granted_when_it_is_on_the_host() {
     let mut index = index();
-    assert!(matches!(decided(&index), Decision::Pending(_)));
+    assert!(matches!(decided(&index), Decision::Pending { .. }));
     index.apply_assigned(assigned(AssignmentState::Created));
-    assert!(matches!(decided(&index), Decision::Pending(_)));
+    assert!(matches!(decided(&index), Decision::Pending { .. }));
     index.apply_assigned(assigned(AssignmentState::Assigned));
     assert!(matches!(decided(&index), Decision::Grant(_)));
     index.apply_assigned(AssignedFacts {
         deleting: true,
         ..assigned(AssignmentState::Assigned)
     });
-    assert!(matches!(decided(&index), Decision::Pending(_)));
+    assert!(matches!(decided(&index), Decision::Pending { .. }));
     index.delete_assigned(&assigned(AssignmentState::Assigned).key);
     assert!(index.ready.is_empty());
     let mut managed = Index::new(Scope::Namespaced, false);

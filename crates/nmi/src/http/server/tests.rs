@@ -1,4 +1,5 @@
 use super::*;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http::{Request, Response};
@@ -140,6 +141,7 @@ async fn rig_with(attestor: Option<Arc<Attestor>>, assignment_wait: Duration) ->
         allowed_categories: vec!["versions".into()],
         pod_requests: POD_REQUESTS,
         host_token_socket: None,
+        host_token_loopback: false,
         attestor,
         probe: ([127, 0, 0, 1], 0).into(),
         metrics: ([127, 0, 0, 1], 0).into(),

@@ -90,3 +90,27 @@ async fn a_hold_ends_when_its_client_goes_away() {
     rig.until_held(0).await;
     assert_eq!(rig.context.metrics.connections().get(), 0);
 }
+
+#[tokio::test]
+async fn an_identity_that_azure_refuses_is_told_at_once_and_with_azures_reason() {
+    let rig = served_with(LONG).await;
+    rig.assign(AssignmentState::Created);
+    let key = ObjectKey::new("shop", "reader");
+    let refusal = "IdentityRoleMissing: grant Managed Identity Operator";
+    let (got, ()) = tokio::join!(rig.get(TOKEN), async {
+        rig.until_held(1).await;
+        rig.context
+            .change(|index| index.apply_refusal(&key, Some(refusal.into())));
+    });
+    assert_eq!(got.status, 500, "{}", got.body);
+    assert!(got.head.contains("retry-after: 5"));
+    let said = got.body["error_description"].as_str().unwrap();
+    assert!(said.contains(refusal), "{said}");
+    // Repaired, it is waited for like any other.
+    rig.context.change(|index| index.apply_refusal(&key, None));
+    let (got, ()) = tokio::join!(rig.get(TOKEN), async {
+        rig.until_held(1).await;
+        rig.assign(AssignmentState::Assigned);
+    });
+    assert_eq!(got.status, 200, "{}", got.body);
+}

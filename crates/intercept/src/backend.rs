@@ -2,6 +2,7 @@
 
 use aws_lc_rs::digest::{self, SHA256};
 
+use crate::arrivals::Counts;
 use crate::{Error, Rules, iptables, nftables, pod_mark, routing};
 
 /// How packets are intercepted. A pod sees one difference: while no NMI runs, nftables refuses at once and iptables drops.
@@ -85,6 +86,14 @@ impl Backend {
         })
     }
 
+    /// Where to read the counters of the rules, found out once because that takes several calls of tools.
+    pub(crate) async fn counters(self) -> Result<Counters, Error> {
+        Ok(match self {
+            Self::Nftables => Counters::Nftables,
+            Self::Iptables => Counters::Iptables(iptables::used().await?),
+        })
+    }
+
     /// The backend whose rules are in place, whatever these rules say. The first of two, after a change of the backend that a crash
     /// has cut short.
     ///
@@ -112,6 +121,24 @@ impl Backend {
         ];
         let removed: Result<Vec<_>, _> = results.into_iter().collect();
         Ok(removed?.concat())
+    }
+}
+
+/// Where the counters of the rules are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Counters {
+    Nftables,
+    /// In the chains of this variant.
+    Iptables(&'static str),
+}
+
+impl Counters {
+    /// What they say; `None` when they are not there, as without the kernel's table security.
+    pub(crate) async fn read(self) -> Result<Option<Counts>, Error> {
+        match self {
+            Self::Nftables => nftables::counts().await,
+            Self::Iptables(tool) => iptables::counts(tool).await,
+        }
     }
 }
 

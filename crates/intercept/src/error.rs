@@ -69,6 +69,14 @@ pub enum Error {
         /// The likely cause, with the next step.
         likely: Likely,
     },
+    /// The rules are in place and catch packets of pods, of which none arrives.
+    #[error(
+        "the rules are in place and catch requests of pods, but none of them arrives: the packets are lost {place}"
+    )]
+    Lost {
+        /// Where, with the next step.
+        place: LostWhere,
+    },
     /// The rules contradict themselves.
     #[error("interception settings are wrong: {0}")]
     Rules(&'static str),
@@ -100,6 +108,21 @@ pub enum Likely {
     NoSocketDiag,
 }
 
+/// Where packets of pods are lost that the rules have caught.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LostWhere {
+    /// Between the rules and the node's input.
+    #[error(
+        "before the node's INPUT, because another program's policy rule or packet mark takes them elsewhere: compare `ip -4 rule`, `iptables-save -t mangle` and `nft list ruleset`"
+    )]
+    BeforeInput,
+    /// In the node's input.
+    #[error(
+        "in the node's INPUT, because a firewall of the node refuses them, or a network policy denies them to the pods that have asked. To allow them: `iptables -I INPUT -d 169.254.169.254/32 -p tcp -m socket --nowildcard --transparent -j ACCEPT`, or the same in the firewall's or the network plugin's own settings"
+    )]
+    Input,
+}
+
 /// The stable names of [`Error`]'s variants, for metrics and for code that decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -117,6 +140,8 @@ pub enum ErrorKind {
     PodMark,
     /// A connection that must be caught was not caught.
     NotCaught,
+    /// Packets of pods are caught and do not arrive.
+    Lost,
     /// The rules contradict themselves.
     Rules,
     /// Neither backend works here.
@@ -134,6 +159,7 @@ impl Error {
             Self::Output { .. } => ErrorKind::Output,
             Self::PodMark { .. } => ErrorKind::PodMark,
             Self::NotCaught { .. } => ErrorKind::NotCaught,
+            Self::Lost { .. } => ErrorKind::Lost,
             Self::Rules(_) => ErrorKind::Rules,
             Self::NoBackend { .. } => ErrorKind::NoBackend,
         }

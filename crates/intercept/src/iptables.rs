@@ -18,15 +18,19 @@
 
 mod variant;
 
+use std::path::Path;
+
 use self::variant::{Variants, list};
+use crate::arrivals::Counts;
 use crate::backend::comments;
 use crate::command::call;
 use crate::{Error, HostNetwork, Rules};
 
 /// The tables and their built-in chains that podid hooks, whether or not the present rules need all of them. They change in this
 /// order, so that the chain in nat is there before the first packet is marked.
-const TABLES: [(&str, &[&str]); 2] = [
+const TABLES: [(&str, &[&str]); 3] = [
     ("nat", &["PREROUTING"]),
+    (SECURITY, &["INPUT"]),
     (
         "mangle",
         &["PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING"],
@@ -34,6 +38,12 @@ const TABLES: [(&str, &[&str]); 2] = [
 ];
 /// The jump to the chain of AAD Pod Identity's nmi in the table nat.
 const REDIRECT: &str = "-j aad-metadata";
+
+/// What the first packet of a connection has of these flags.
+const SYN: &str = "FIN,SYN,RST,ACK SYN";
+
+/// The table whose input comes after that of filter, where firewalls are. Few other programs use it.
+const SECURITY: &str = "security";
 
 /// A built-in chain and the rules of podid's own chain under it.
 struct Chain {
@@ -45,7 +55,7 @@ struct Chain {
 /// Whether the tool and the kernel would take the rules.
 pub(crate) async fn probe(rules: &Rules) -> Result<(), Error> {
     let tool = Variants::find().await?.used;
-    let chains = chains(rules);
+    let chains = chains(rules, tool).await?;
     let script: String = TABLES
         .iter()
         .map(|(table, _)| section(table, &own_chains(&chains, table)))
@@ -60,7 +70,7 @@ pub(crate) async fn probe(rules: &Rules) -> Result<(), Error> {
 /// Replaces podid's chains and puts their jumps where they must be, in one transaction for each table.
 pub(crate) async fn apply(rules: &Rules) -> Result<(), Error> {
     let tool = Variants::find().await?.used;
-    let chains = chains(rules);
+    let chains = chains(rules, tool).await?;
     let mut script = String::new();
     for (table, hooks) in TABLES {
         let mut text = own_chains(&chains, table);
@@ -87,7 +97,7 @@ pub(crate) async fn apply(rules: &Rules) -> Result<(), Error> {
 /// Whether the chains are what [`apply`] makes them and their jumps are where they must be.
 pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
     let tool = Variants::find().await?.used;
-    let chains = chains(rules);
+    let chains = chains(rules, tool).await?;
     for chain in &chains {
         let Chain { table, hook, rules } = chain;
         let Some(own) = list(tool, table, &own_name(hook)).await? else {
@@ -174,18 +184,74 @@ async fn cleanup_variant(tool: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-fn chains(rules: &Rules) -> Vec<Chain> {
+async fn chains(rules: &Rules, tool: &str) -> Result<Vec<Chain>, Error> {
     let mut chains = vec![translation(rules)];
     if rules.withdrawing {
         chains.push(under_way(rules));
-    } else {
-        chains.extend(interception(rules));
+        return Ok(chains);
     }
-    chains
+    chains.extend(interception(rules));
+    if has_security(tool).await? {
+        chains.push(Chain {
+            table: SECURITY,
+            hook: "INPUT",
+            rules: vec![counted(rules)],
+        });
+    }
+    Ok(chains)
+}
+
+/// Whether the kernel has the table security. Asking makes it, which changes nothing.
+async fn has_security(tool: &str) -> Result<bool, Error> {
+    let args = format!("-w 5 -t {SECURITY} -S INPUT");
+    Ok(call(tool, &args).ask().await?.is_some())
+}
+
+/// Counts the first packets of pods' connections to the metadata address, whatever their address was translated to.
+fn counted(rules: &Rules) -> String {
+    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    format!(
+        "! -i lo -p tcp -m tcp --tcp-flags {SYN} -m conntrack --ctorigdst {metadata}/32 --ctorigdstport {port}"
+    )
+}
+
+/// What the counters of the variant `tool` say; `None` when they are not there.
+pub(crate) async fn counts(tool: &'static str) -> Result<Option<Counts>, Error> {
+    let count = async |table, hook| -> Result<Option<u64>, Error> {
+        let args = format!("-w 5 -t {table} -v -S {}", own_name(hook));
+        let listing = call(tool, &args).ask().await?;
+        Ok(listing.as_deref().and_then(packets))
+    };
+    let entered = count("mangle", "PREROUTING").await?;
+    let reached = count("mangle", "INPUT").await?;
+    let arrived = count(SECURITY, "INPUT").await?;
+    let counts = entered.zip(reached).zip(arrived);
+    Ok(counts.map(|((entered, reached), arrived)| Counts {
+        entered,
+        reached,
+        arrived,
+    }))
+}
+
+/// The packets that the first rule without a target has seen.
+fn packets(listing: &str) -> Option<u64> {
+    let mut rules = listing.lines().filter(|line| line.starts_with("-A"));
+    let rule = rules.find(|line| !line.contains(" -j "))?;
+    let mut words = rule.split_whitespace().skip_while(|word| *word != "-c");
+    words.nth(1)?.parse().ok()
+}
+
+/// The variant that the node uses.
+pub(crate) async fn used() -> Result<&'static str, Error> {
+    Ok(Variants::find().await?.used)
 }
 
 fn asked(rules: &Rules) -> String {
-    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    asked_at(rules, rules.metadata_port)
+}
+
+fn asked_at(rules: &Rules, port: u16) -> String {
+    let metadata = rules.metadata;
     format!("-d {metadata}/32 -p tcp -m tcp --dport {port}")
 }
 
@@ -194,17 +260,40 @@ fn mark(rules: &Rules) -> String {
     format!("{mark:#x}/{mark:#x}")
 }
 
-/// Keeps the address of marked packets as it is.
+/// Keeps the address of packets as it is.
+///
+/// What comes in by a bridge that is shown to the IP rules gets the listener's port, except the packets of a connection that has its
+/// socket at the metadata port already: a podid that did not translate has accepted it. The match of bridges loads `br_netfilter`,
+/// and so is used only where that is loaded.
 fn translation(rules: &Rules) -> Chain {
-    let (asked, mark) = (asked(rules), mark(rules));
-    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    let asked = asked(rules);
+    let (metadata, port, listen_port) = (rules.metadata, rules.metadata_port, rules.listen_port);
+    let keep = format!("-j DNAT --to-destination {metadata}:{port}");
+    let mut text = Vec::new();
+    if rules.withdrawing {
+        let mark = mark(rules);
+        text.push(format!("{asked} -m mark --mark {mark} {keep}"));
+    } else {
+        text.push(format!(
+            "{asked} ! --tcp-flags {SYN} -m socket --nowildcard --transparent -j RETURN"
+        ));
+        if bridges_may_be_shown() {
+            text.push(format!(
+                "{asked} -m physdev --physdev-is-in -j DNAT --to-destination {metadata}:{listen_port}"
+            ));
+        }
+        text.push(format!("{asked} {keep}"));
+    }
     Chain {
         table: "nat",
         hook: "PREROUTING",
-        rules: vec![format!(
-            "{asked} -m mark --mark {mark} -j DNAT --to-destination {metadata}:{port}"
-        )],
+        rules: text,
     }
+}
+
+/// Whether `br_netfilter` is loaded.
+fn bridges_may_be_shown() -> bool {
+    Path::new("/proc/sys/net/bridge").exists()
 }
 
 /// Lets new connections pass and sets a bit of their tracking, because NMI still listens at their address: without the bit, their
@@ -216,9 +305,7 @@ fn under_way(rules: &Rules) -> Chain {
         hook: "PREROUTING",
         rules: vec![
             format!("{asked} -m conntrack --ctstate DNAT -j RETURN"),
-            format!(
-                "{asked} --tcp-flags FIN,SYN,RST,ACK SYN -j CONNMARK --set-xmark {passing:#x}/{passing:#x}"
-            ),
+            format!("{asked} --tcp-flags {SYN} -j CONNMARK --set-xmark {passing:#x}/{passing:#x}"),
             format!("{asked} -m connmark --mark {passing:#x}/{passing:#x} -j RETURN"),
             format!("{asked} -m socket --nowildcard --transparent -j MARK --set-xmark {mark}"),
         ],
@@ -229,9 +316,13 @@ fn interception(rules: &Rules) -> Vec<Chain> {
     let Rules {
         listen_port,
         mark_own,
+        mark_tproxy,
+        metadata,
         ..
     } = rules;
     let (asked, target, mark) = (asked(rules), rules.target(), mark(rules));
+    // Of no use to a policy rule of another program that looks at a mark.
+    let whole_mark = format!("{mark_tproxy:#x}/0xffffffff");
     let foreign = format!("-m mark ! --mark {mark_own:#x}/{mark_own:#x}");
     let table = "mangle";
     let mut chains = vec![
@@ -240,20 +331,24 @@ fn interception(rules: &Rules) -> Vec<Chain> {
             table,
             hook: "PREROUTING",
             rules: vec![
+                format!("{} -d {metadata}/32 -m rpfilter", counted(rules)),
                 // The connection went to the nmi of AAD Pod Identity before podid came.
                 format!("{asked} -m conntrack --ctstate DNAT -j RETURN"),
                 format!(
-                    "{asked} -j TPROXY --on-port {listen_port} --on-ip {target} --tproxy-mark {mark}"
+                    "{asked} -j TPROXY --on-port {listen_port} --on-ip {target} --tproxy-mark {whole_mark}"
                 ),
             ],
         },
         forward(rules),
     ];
-    let mut input = vec![
-        format!("{asked} -m socket --nowildcard --transparent -j RETURN"),
+    let mut input = vec![counted(rules)];
+    for asked in [&asked, &asked_at(rules, *listen_port)] {
+        input.push(format!(
+            "{asked} -m socket --nowildcard --transparent -j RETURN"
+        ));
         // Another program may listen at that port on all addresses. Mangle cannot reject, only drop.
-        format!("{asked} -j DROP"),
-    ];
+        input.push(format!("{asked} -j DROP"));
+    }
     if !rules.direct {
         // A marked packet was intercepted, and comes to this port when another program's redirect precedes podid's chain.
         input.push(format!(

@@ -1,5 +1,6 @@
 //! Reconcile loop for the interception rules: looks at them when the kernel reports a change and after an interval, and puts them
-//! back, then proves by a connection of its own that they catch what they must. `podid nmi` runs it while it serves. The rules stay when it ends.
+//! back, then proves by a connection of its own (proof.rs) and by the packets of pods (arrivals.rs) that they work. `podid nmi` runs it while it
+//! serves. The rules stay when it ends.
 
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::arrivals::{Arrivals, Lost};
 use crate::changes::Changes;
 use crate::{Backend, Error, Rules, conntrack, proof};
 
@@ -17,6 +19,11 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_secs(1);
 const CHANGE_DEBOUNCE: Duration = Duration::from_millis(100);
 /// Least time between two looks, for nodes where other programs change their rules all the time.
 const MIN_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time between two readings of the counters: a pod's request that is lost must be told within seconds.
+const READING_INTERVAL: Duration = Duration::from_secs(5);
+/// Time until the reading that confirms a loss.
+const CONFIRMING_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the keeper has seen and done since it started; the source of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +40,12 @@ pub struct State {
     pub failures: u64,
     /// How many older connections were forgotten when the rules first appeared.
     pub connections_cut: u64,
+    /// How often the counters of the rules were read.
+    pub reads: u64,
+    /// How many first packets of pods' connections arrived behind all rules of the node.
+    pub arrived: u64,
+    /// How many were caught and did not arrive.
+    pub lost: Lost,
     /// Why the last look failed, for a person; `None` when it did not.
     pub trouble: Option<String>,
 }
@@ -68,6 +81,7 @@ impl Keeper {
     /// removes them.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut retry = FIRST_RETRY_DELAY;
+        let mut arrivals = Arrivals::default();
         let changes = Changes::subscribe()
             .inspect_err(|error| {
                 warn!(reason = %error, "the kernel does not tell of changes; the rules are looked at now and then");
@@ -77,7 +91,7 @@ impl Keeper {
             // A look that is cut short kills its tool: the rules of the next node agent must stay.
             let looked = tokio::select! {
                 () = shutdown.cancelled() => return,
-                looked = self.look() => looked,
+                looked = self.look(&arrivals) => looked,
             };
             let pause = match looked {
                 Ok(()) => {
@@ -100,11 +114,43 @@ impl Keeper {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
                 () = changed => {}
+                () = self.read_counters(&mut arrivals) => {}
             }
         }
     }
 
-    async fn look(&self) -> Result<(), Error> {
+    /// Reads the counters of the rules until they say something else about the arrival of packets.
+    async fn read_counters(&self, arrivals: &mut Arrivals) {
+        let counters = match self.backend.counters().await {
+            Ok(counters) if !self.rules.withdrawing => counters,
+            // A look fails for the same reason and tells it.
+            _ => return std::future::pending().await,
+        };
+        let before = arrivals.lost();
+        loop {
+            // While the rules are not there, a look puts them back.
+            if let Ok(Some(counts)) = counters.read().await {
+                arrivals.observe(counts, Instant::now());
+                let (arrived, lost) = arrivals.totals();
+                self.state.send_modify(|state| {
+                    state.reads += 1;
+                    state.arrived = arrived;
+                    state.lost = lost;
+                });
+            }
+            if arrivals.lost() != before {
+                return;
+            }
+            let pause = if arrivals.is_suspicious() {
+                CONFIRMING_INTERVAL
+            } else {
+                READING_INTERVAL
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn look(&self, arrivals: &Arrivals) -> Result<(), Error> {
         let first = self.state.borrow().checks == self.state.borrow().failures;
         if !self.backend.verify(&self.rules).await? {
             self.backend.apply(&self.rules).await?;
@@ -117,6 +163,7 @@ impl Keeper {
             });
         }
         proof::prove(&self.rules).await?;
+        arrivals.check()?;
         let cut = if first && !self.rules.withdrawing {
             self.cut().await
         } else {

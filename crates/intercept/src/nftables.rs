@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
+use crate::arrivals::Counts;
 use crate::backend::comments;
 use crate::command::call;
 use crate::{Error, HostNetwork, Rules};
@@ -11,6 +12,21 @@ use crate::{Error, HostNetwork, Rules};
 const LIST: &str = "-j list table inet podid";
 /// Makes the removal of a table that may not exist succeed.
 const REMOVE: &str = "add table inet podid\ndelete table inet podid\n";
+
+/// Priority after that of mangle (-150), where other programs set the whole mark.
+const AFTER_MANGLE: i64 = -149;
+/// Priority after the firewalls of the node, whose chains come at 0 or a little later.
+const LAST: i64 = 300;
+const PREROUTING: &str = "prerouting";
+const INPUT: &str = "input";
+const ARRIVED: &str = "arrived";
+/// What comes in by a link; the node's own requests, which come back in by the loopback device, are proven in another way.
+const FROM_POD: &str = "iifname != \"lo\"";
+/// What comes in by a bridge.
+const BRIDGED: &str = "meta iifkind \"bridge\"";
+
+/// The flags that tell the first packet of a connection, which has `syn` alone.
+const SYN_FLAGS: &str = "fin | syn | rst | ack";
 
 /// A base chain and its rules.
 struct Chain {
@@ -44,11 +60,7 @@ pub(crate) async fn verify(rules: &Rules) -> Result<bool, Error> {
     let Some(text) = call("nft", LIST).ask().await? else {
         return Ok(false);
     };
-    let listing: Value = serde_json::from_str(&text).map_err(|error| Error::Output {
-        command: format!("nft {LIST}"),
-        detail: error.to_string(),
-    })?;
-    Ok(matches(&chains(rules), &listing))
+    Ok(matches(&chains(rules), &parse(&text)?))
 }
 
 /// Removes the table, and says so if it was there.
@@ -74,6 +86,7 @@ fn chains(rules: &Rules) -> Vec<Chain> {
         translation(rules),
         forward(rules),
         input(rules),
+        arrived(rules),
     ];
     let from = match &rules.host_network {
         HostNetwork::Off => return chains,
@@ -87,23 +100,28 @@ fn chains(rules: &Rules) -> Vec<Chain> {
     chains
 }
 
-/// Hands packets to the listener, and marks them so that the policy route delivers them to the node itself. The kernel forgets the
-/// chosen socket on a bridge whose packets are shown to the IP rules (`br_netfilter`), and then finds the listener at the
-/// metadata address. Without any listener [`input`] refuses.
+/// Hands packets to the listener. [`crate::routing`] delivers them to the node itself by their destination, and the whole mark is
+/// podid's, so that no policy rule of another program that looks at a mark comes before.
+///
+/// The kernel forgets the chosen socket on a bridge whose packets are shown to the IP rules (`br_netfilter`). What comes in by a
+/// bridge gets none, and [`translation`] gives it the port of the listener.
 fn prerouting(rules: &Rules) -> Chain {
     let (asked, mark) = (asked(rules), rules.mark_tproxy);
     let (target, port) = (rules.target(), rules.listen_port);
     Chain {
-        name: "prerouting",
+        name: PREROUTING,
         hook: "prerouting",
         kind: "filter",
-        priority: -150,
+        priority: AFTER_MANGLE,
         rules: vec![
-            translated(&asked),
             format!(
-                "{asked} tproxy ip to {target}:{port} meta mark set meta mark | {mark:#x} accept"
+                "{FROM_POD} {asked} {} fib saddr . iif oif exists counter",
+                first_packets(rules)
             ),
-            format!("{asked} meta mark set meta mark | {mark:#x} accept"),
+            translated(&asked),
+            format!("{BRIDGED} {asked} meta mark set {mark:#x} accept"),
+            format!("{asked} tproxy ip to {target}:{port} meta mark set {mark:#x} accept"),
+            format!("{asked} meta mark set {mark:#x} accept"),
         ],
     }
 }
@@ -113,17 +131,17 @@ fn prerouting(rules: &Rules) -> Chain {
 fn under_way(rules: &Rules) -> Chain {
     let (asked, mark, passing) = (asked(rules), rules.mark_tproxy, rules.mark_own);
     Chain {
-        name: "prerouting",
+        name: PREROUTING,
         hook: "prerouting",
         kind: "filter",
-        priority: -150,
+        priority: AFTER_MANGLE,
         rules: vec![
             translated(&asked),
             format!(
-                "{asked} tcp flags & (fin | syn | rst | ack) == syn ct mark set ct mark | {passing:#x} accept"
+                "{asked} tcp flags & ({SYN_FLAGS}) == syn ct mark set ct mark | {passing:#x} accept"
             ),
             format!("{asked} ct mark & {passing:#x} == {passing:#x} accept"),
-            format!("{asked} socket transparent 1 meta mark set meta mark | {mark:#x} accept"),
+            format!("{asked} socket transparent 1 meta mark set {mark:#x} accept"),
         ],
     }
 }
@@ -135,17 +153,29 @@ fn translated(asked: &str) -> String {
 
 /// Translates the address of an intercepted connection to itself, so that no later rule translates it to something else. The
 /// rules of AAD Pod Identity's nmi in the table nat may therefore stay, and work again when podid has gone.
+///
+/// What comes in by a bridge gets the listener's port, except the packets of a connection that has its socket at the metadata port
+/// already: a podid that did not translate has accepted it.
 fn translation(rules: &Rules) -> Chain {
-    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    let (metadata, port, listen_port) = (rules.metadata, rules.metadata_port, rules.listen_port);
     let (asked, mark) = (asked(rules), rules.mark_tproxy);
+    let rules = if rules.withdrawing {
+        vec![format!(
+            "{asked} meta mark & {mark:#x} == {mark:#x} dnat ip to {metadata}:{port}"
+        )]
+    } else {
+        vec![
+            format!("{asked} tcp flags & ({SYN_FLAGS}) != syn socket transparent 1 accept"),
+            format!("{BRIDGED} {asked} dnat ip to {metadata}:{listen_port}"),
+            format!("{asked} dnat ip to {metadata}:{port}"),
+        ]
+    };
     Chain {
         name: "translation",
         hook: "prerouting",
         kind: "nat",
         priority: -110,
-        rules: vec![format!(
-            "{asked} meta mark & {mark:#x} == {mark:#x} dnat ip to {metadata}:{port}"
-        )],
+        rules,
     }
 }
 
@@ -184,27 +214,87 @@ fn nat64(address: Ipv4Addr) -> Ipv6Addr {
 }
 
 /// Refuses requests while NMI does not listen, also when another program listens at that port on all addresses. Keeps other
-/// machines and pods from NMI's own port.
+/// machines and pods from NMI's own port. On a bridge that is shown to the IP rules the kernel sends the refusal without translating
+/// it back, so that the caller waits in vain.
 fn input(rules: &Rules) -> Chain {
-    let asked = asked(rules);
+    let (metadata, asked_port, port) = (rules.metadata, rules.metadata_port, rules.listen_port);
+    let asked = format!("ip daddr {metadata} tcp dport {{ {asked_port}, {port} }}");
     let mut input = vec![
+        counted(rules),
         // A program needs NET_ADMIN to have such a socket.
         format!("{asked} socket transparent 1 accept"),
         format!("{asked} reject with tcp reset"),
     ];
     if !rules.direct {
-        let port = rules.listen_port;
         input.push(format!(
             "iifname != \"lo\" tcp dport {port} tcp flags & (syn | ack) == syn reject with tcp reset"
         ));
     }
     Chain {
-        name: "input",
+        name: INPUT,
         hook: "input",
         kind: "filter",
         priority: -150,
         rules: input,
     }
+}
+
+/// Counts what no other program's rules have refused.
+fn arrived(rules: &Rules) -> Chain {
+    Chain {
+        name: ARRIVED,
+        hook: "input",
+        kind: "filter",
+        priority: LAST,
+        rules: vec![counted(rules)],
+    }
+}
+
+/// Counts the first packets of pods' connections to the metadata address, whatever their address was translated to.
+fn counted(rules: &Rules) -> String {
+    format!("{FROM_POD} {} counter", first_packets(rules))
+}
+
+/// What is not tracked does not match, so that it is not missed where tracking is looked at.
+fn first_packets(rules: &Rules) -> String {
+    let (metadata, port) = (rules.metadata, rules.metadata_port);
+    format!(
+        "tcp flags & ({SYN_FLAGS}) == syn ct original ip daddr {metadata} ct original proto-dst {port}"
+    )
+}
+
+/// What the counters say; `None` when they are not there.
+pub(crate) async fn counts() -> Result<Option<Counts>, Error> {
+    let Some(text) = call("nft", LIST).ask().await? else {
+        return Ok(None);
+    };
+    let listing = parse(&text)?;
+    let count = |chain| packets(&listing, chain);
+    let counts = count(PREROUTING).zip(count(INPUT)).zip(count(ARRIVED));
+    Ok(counts.map(|((entered, reached), arrived)| Counts {
+        entered,
+        reached,
+        arrived,
+    }))
+}
+
+/// The packets that a chain's rule with a counter has seen.
+fn packets(listing: &Value, chain: &str) -> Option<u64> {
+    let objects = listing["nftables"].as_array()?;
+    objects
+        .iter()
+        .map(|object| &object["rule"])
+        .filter(|rule| rule["chain"] == chain)
+        .filter_map(|rule| rule["expr"].as_array())
+        .flatten()
+        .find_map(|expression| expression["counter"]["packets"].as_u64())
+}
+
+fn parse(text: &str) -> Result<Value, Error> {
+    serde_json::from_str(text).map_err(|error| Error::Output {
+        command: format!("nft {LIST}"),
+        detail: error.to_string(),
+    })
 }
 
 /// Sends the node's own requests that match `from` back in through the loopback device, where [`prerouting`] takes them. NMI's own
@@ -221,7 +311,7 @@ fn output(rules: &Rules, from: &str) -> Chain {
         name: "output",
         hook: "output",
         kind: "route",
-        priority: -150,
+        priority: AFTER_MANGLE,
         rules: vec![format!(
             "ip daddr {metadata} tcp dport {metadata_port} {from}meta mark & {mark_own:#x} != {mark_own:#x} meta mark set meta mark | {mark_tproxy:#x}"
         )],

@@ -71,7 +71,7 @@ fn pods_on_the_hosts_network_are_told_from_the_nodes_own_processes(
         let before = world.azure.accepted();
         drop(nmi);
         assert_eq!(ask(), "", "somebody answered");
-        world.node.run("ip rule del pref 88");
+        world.node.run("ip rule del pref 4");
         assert_eq!(ask(), "", "somebody answered");
         assert_eq!(world.azure.accepted(), before);
         assert!(world.pod.ask(METADATA).is_err());

@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use common::way::{Way, assert_closed, leave_both};
-use common::{Client, METADATA, Server, World};
+use common::{Client, METADATA, Namespace, Server, World};
 use podid_intercept::{Backend, Keeper, Rules, State, withdraw};
 use rstest::rstest;
 use tokio::sync::watch;
@@ -49,14 +49,14 @@ async fn until(state: &mut watch::Receiver<State>, holds: impl FnMut(&State) -> 
 #[rstest]
 #[case(Way::Nftables, "nft flush ruleset")]
 #[case(Way::Nftables, "nft delete table inet podid")]
-#[case(Way::Nftables, "ip rule flush pref 88")]
+#[case(Way::Nftables, "ip rule flush pref 2")]
 #[case(Way::Nftables, "ip route flush table 2579")]
 #[case(Way::IptablesNft, "iptables-nft -w 5 -t mangle -F")]
 #[case(
     Way::IptablesNft,
     "iptables-nft -w 5 -t mangle -I PREROUTING -j ACCEPT"
 )]
-#[case(Way::IptablesLegacy, "ip rule del pref 88")]
+#[case(Way::IptablesLegacy, "ip rule del pref 2")]
 fn what_somebody_else_changes_is_put_back_at_once(#[case] way: Way, #[case] change: &str) {
     let world = World::new();
     let backend = way.on(&world);
@@ -100,6 +100,59 @@ fn no_rule_is_there_twice_however_often_it_is_put_back(#[case] way: Way) {
     assert_eq!(everything(), once);
 }
 
+/// As Azure CNI does it in its mode transparent-tunnel: the whole mark, and a table of its own for what has it.
+#[rstest]
+fn a_mark_that_somebody_else_sets_does_no_harm(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+    #[values("iptables-nft", "iptables-legacy")] tool: &str,
+    #[values(false, true)] first: bool,
+    #[values("", "pref 10")] preference: &str,
+) {
+    let world = World::new();
+    let pod = Namespace::routed(&world.node, "10.78.0.21");
+    let backend = way.on(&world);
+    let _nmi = world.nmi(NMI);
+    let azure = world.azure.accepted();
+    let rules = Rules::default();
+    let apply = || world.node.block_on(|| backend.apply(&rules)).unwrap();
+    let mark = || {
+        world.node.run(&format!(
+            "{tool} -w 5 -t mangle -A PREROUTING -i v0a4e0015 -j MARK --set-mark 3"
+        ));
+        world
+            .node
+            .run(&format!("ip rule add {preference} fwmark 3/3 lookup 101"));
+        world
+            .node
+            .run("ip route add default via 10.88.0.2 table 101");
+    };
+    if first {
+        mark();
+        apply();
+    } else {
+        apply();
+        mark();
+    }
+    let answer = pod.ask(METADATA).unwrap();
+    assert_eq!(answer, "nmi 10.78.0.21 169.254.169.254:80");
+    assert_eq!(world.azure.accepted(), azure);
+}
+
+/// What an older podid has left is taken away.
+#[test]
+fn the_policy_rule_of_an_older_podid_goes() {
+    let world = World::new();
+    let rules = Rules::default();
+    let (backend, node) = (Backend::Nftables, &world.node);
+    let verified = || node.block_on(|| backend.verify(&rules)).unwrap();
+    node.block_on(|| backend.apply(&rules)).unwrap();
+    node.run("ip rule add pref 88 fwmark 0x10/0x10 lookup 2579");
+    assert!(!verified());
+    node.block_on(|| backend.apply(&rules)).unwrap();
+    assert!(verified());
+    assert!(!node.run("ip rule").contains("88:"));
+}
+
 /// The redirect of AAD Pod Identity's nmi, as that one puts it into the table nat.
 fn redirect(world: &World, tool: &str) {
     let nat = |line: &str| world.node.run(&format!("{tool} -w 5 -t nat {line}"));
@@ -141,7 +194,7 @@ fn what_a_dead_original_left_does_no_harm_and_stays(#[case] way: Way, #[case] to
     let world = World::new();
     let backend = way.on(&world);
     let nat = |line: &str| world.node.run(&format!("{tool} -w 5 -t nat {line}"));
-    let nmi = (world.nmi(NMI), world.nmi(METADATA));
+    let nmi = world.nmi(NMI);
     nat("-N KUBE-SERVICES");
     nat("-A PREROUTING -j KUBE-SERVICES");
     redirect(&world, tool);
@@ -156,6 +209,7 @@ fn what_a_dead_original_left_does_no_harm_and_stays(#[case] way: Way, #[case] to
     }
     drop(nmi);
     let asked = world.azure.accepted();
+    world.show_bridged(false);
     assert_closed(way, world.pod.ask(METADATA));
     assert_eq!(world.azure.accepted(), asked);
     let rules = Rules::default();
@@ -188,7 +242,7 @@ fn beside_the_original_no_request_goes_unanswered(#[case] way: Way, #[case] tool
     assert_eq!(under_way.ask().unwrap(), THEIRS);
 
     let rules = beside();
-    let nmi = (world.nmi("127.0.0.1:2578"), world.nmi(METADATA));
+    let nmi = world.nmi("127.0.0.1:2578");
     world.node.block_on(|| async {
         let keeper = Keeper::new(backend, rules.clone(), STATE_TIMEOUT);
         let (state, stop) = (keeper.state(), CancellationToken::new());
@@ -263,7 +317,7 @@ fn whoever_podid_has_is_served_to_the_end_when_it_withdraws(
     };
     world.show_bridged(shown);
     let rules = beside();
-    let _nmi = (world.nmi("127.0.0.1:2578"), world.nmi(METADATA));
+    let _nmi = world.nmi("127.0.0.1:2578");
     world.node.block_on(|| backend.apply(&rules)).unwrap();
     let _original = with_original.then(|| original(&world, tool));
     world.node.block_on(|| backend.apply(&rules)).unwrap();

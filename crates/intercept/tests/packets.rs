@@ -9,12 +9,14 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::way::{Way, assert_closed};
-use common::{Client, METADATA, World};
+use common::{Client, METADATA, Namespace, World};
 use podid_intercept::{Backend, HostNetwork, Keeper, Rules, cut_connections};
 use rstest::rstest;
+use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 const NMI: &str = "127.0.0.1:2579";
@@ -119,22 +121,69 @@ fn pods_on_a_bridge_that_is_shown_to_the_rules_reach_nmi(#[case] way: Way) {
     world.show_bridged(true);
     let backend = way.on(&world);
     let before = world.azure.accepted();
-    let nmi = (world.nmi(NMI), world.nmi(METADATA));
+    let nmi = world.nmi(NMI);
     apply(&world, backend, &Rules::default());
     assert_eq!(
         world.pod.ask(METADATA).unwrap(),
         "nmi 10.77.0.11 169.254.169.254:80"
     );
     drop(nmi);
-    assert_closed(way, world.pod.ask(METADATA));
+    world.pod.ask(METADATA).expect_err("the pod was answered");
     let _ingress = common::Server::new(
         "ingress",
         world
             .node
             .within(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap()),
     );
-    assert_closed(way, world.pod.ask(METADATA));
+    world.pod.ask(METADATA).expect_err("the pod was answered");
     assert_eq!(world.azure.accepted(), before);
+}
+
+/// An ingress on the host's network, and the options of its socket.
+fn ingress(world: &World, address: &str, reuse_port: bool) -> common::Server {
+    let address: SocketAddr = address.parse().unwrap();
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(reuse_port)?;
+        socket.bind(&address.into())?;
+        socket.listen(8)?;
+        std::io::Result::Ok(socket.into())
+    };
+    common::Server::new("ingress", world.node.within(bind).unwrap())
+}
+
+#[rstest]
+fn port_80_of_the_node_is_free(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+    #[values(false, true)] shown: bool,
+) {
+    let world = World::new();
+    world.show_bridged(shown);
+    let routed = Namespace::routed(&world.node, "10.78.0.21");
+    let backend = way.on(&world);
+    apply(&world, backend, &Rules::default());
+    let served = || {
+        for (pod, address) in [(&world.pod, "10.77.0.11"), (&routed, "10.78.0.21")] {
+            let answer = pod.ask(METADATA).unwrap();
+            assert_eq!(answer, format!("nmi {address} 169.254.169.254:80"));
+        }
+        let answer = world.node.ask("10.88.0.1:80").unwrap();
+        assert!(answer.starts_with("ingress "), "{answer}");
+    };
+    for (address, reuse_port) in [
+        ("0.0.0.0:80", false),
+        ("0.0.0.0:80", true),
+        ("[::]:80", false),
+    ] {
+        let nmi = world.nmi(NMI);
+        let ingress_after = ingress(&world, address, reuse_port);
+        served();
+        drop((nmi, ingress_after));
+        let _ingress_before = ingress(&world, address, reuse_port);
+        let _nmi = world.nmi(NMI);
+        served();
+    }
 }
 
 #[rstest]
@@ -147,7 +196,9 @@ fn without_the_policy_route_nothing_gets_through(#[case] way: Way) {
     let _nmi = world.nmi(NMI);
     apply(&world, backend, &host_rules());
     let before = world.azure.accepted();
-    world.node.run("ip rule del pref 88");
+    for preference in 1..=4 {
+        world.node.run(&format!("ip rule del pref {preference}"));
+    }
     world.pod.ask(METADATA).expect_err("the pod was answered");
     world.node.ask(METADATA).expect_err("the node was answered");
     assert_eq!(world.azure.accepted(), before);

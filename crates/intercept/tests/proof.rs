@@ -1,4 +1,4 @@
-//! The keeper proves by a connection of its own that the node's connections are caught, and says so when they are not.
+//! The keeper proves that requests are caught and arrive, by a connection of its own and by the packets of pods, and says so when they do not.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,9 +11,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::World;
 use common::group::Kubepods;
 use common::way::Way;
+use common::{METADATA, Namespace, World};
 use podid_intercept::{Backend, HostNetwork, Keeper, Rules, State};
 use rstest::rstest;
 use tokio::sync::watch;
@@ -124,7 +124,7 @@ fn what_somebody_else_breaks_later_is_seen_and_heals() {
 #[test]
 fn a_listener_alone_is_no_proof() {
     let (world, kubepods) = (World::new(), Kubepods::new());
-    let _nmi = (world.nmi(NMI), world.nmi("169.254.169.254:80"));
+    let _nmi = (world.nmi(NMI), world.nmi(METADATA));
     let rules = Rules {
         host_network: HostNetwork::Pods {
             cgroup: kubepods.path().to_owned(),
@@ -136,5 +136,101 @@ fn a_listener_alone_is_no_proof() {
             let failed = until(&mut state, |state| state.failures > 0).await;
             assert!(!failed.in_place);
         });
+    });
+}
+
+const ROUTED: &str = "10.78.0.21";
+
+/// A firewall of the node, as an operator has it who allowed what AAD Pod Identity needs, or as Calico's endpoint-to-host action is.
+fn firewall(world: &World, tool: &str, refusal: &str) {
+    let filter = |line: &str| world.node.run(&format!("{tool} -w 5 {line}"));
+    if refusal == "calico" {
+        filter("-I INPUT 1 -i v0a4e0015 -j DROP");
+        return;
+    }
+    filter("-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
+    filter("-A INPUT -i lo -j ACCEPT");
+    filter("-A INPUT -p tcp --dport 2579 -j ACCEPT");
+    filter(&format!("-A INPUT -j {refusal}"));
+}
+
+#[rstest]
+fn a_firewall_that_refuses_pods_is_told_within_seconds(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+    #[values("iptables-nft", "iptables-legacy")] tool: &str,
+    #[values("REJECT", "DROP", "calico")] refusal: &str,
+) {
+    let world = World::new();
+    let pod = Namespace::routed(&world.node, ROUTED);
+    firewall(&world, tool, refusal);
+    let (backend, _nmi) = (way.on(&world), world.nmi(NMI));
+    let azure = world.azure.accepted();
+    let (world, pod) = (&world, &pod);
+    kept(world, backend, &Rules::default(), |mut state| async move {
+        until(&mut state, |state| state.in_place).await;
+        reads(&mut state).await;
+        pod.ask(METADATA).expect_err("the firewall let it pass");
+        let broken = until(&mut state, |state| !state.in_place).await;
+        let trouble = broken.trouble.unwrap();
+        assert!(trouble.contains("INPUT"), "{trouble}");
+        assert!(broken.lost.in_input > 0 && broken.lost.before_input == 0);
+        // The rule that the text names.
+        let allow = trouble.split('`').nth(1).unwrap();
+        let allow = allow.strip_prefix("iptables ").unwrap();
+        world.node.run(&format!("{tool} -w 5 {allow}"));
+        assert!(pod.ask(METADATA).unwrap().starts_with("nmi "));
+        let healed = until(&mut state, |state| state.in_place).await;
+        assert_eq!(healed.trouble, None);
+        assert!(healed.arrived > 0);
+    });
+    assert_eq!(world.azure.accepted(), azure);
+}
+
+/// Returns when the keeper has read its counters for the first time.
+async fn reads(state: &mut watch::Receiver<State>) {
+    until(state, |state| state.reads > 0).await;
+}
+
+#[rstest]
+fn packets_that_a_policy_rule_takes_elsewhere_are_told(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+) {
+    let world = World::new();
+    let pod = Namespace::routed(&world.node, ROUTED);
+    let (backend, _nmi) = (way.on(&world), world.nmi(NMI));
+    let azure = world.azure.accepted();
+    world
+        .node
+        .run("ip rule add pref 0 to 169.254.169.254 lookup 101");
+    world
+        .node
+        .run("ip route add default via 10.88.0.2 table 101");
+    let pod = &pod;
+    kept(&world, backend, &Rules::default(), |mut state| async move {
+        reads(&mut state).await;
+        pod.ask(METADATA).expect_err("it was served");
+        let broken = until(&mut state, |state| !state.in_place).await;
+        assert!(broken.trouble.unwrap().contains("policy rule"));
+        assert!(broken.lost.before_input > 0);
+    });
+    assert_eq!(world.azure.accepted(), azure);
+}
+
+/// A network policy denies the metadata address to one pod.
+#[rstest]
+fn one_pod_that_is_denied_is_counted_and_no_fault(
+    #[values(Way::Nftables, Way::IptablesNft, Way::IptablesLegacy)] way: Way,
+) {
+    let world = World::new();
+    let pod = Namespace::routed(&world.node, ROUTED);
+    firewall(&world, "iptables-nft", "calico");
+    let (backend, _nmi) = (way.on(&world), world.nmi(NMI));
+    let (world, pod) = (&world, &pod);
+    kept(world, backend, &Rules::default(), |mut state| async move {
+        reads(&mut state).await;
+        pod.ask(METADATA).expect_err("it was served");
+        assert!(world.pod.ask(METADATA).unwrap().starts_with("nmi "));
+        let counted = until(&mut state, |state| state.lost.in_input > 0).await;
+        assert!(counted.arrived > 0 && counted.in_place);
     });
 }

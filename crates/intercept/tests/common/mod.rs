@@ -1,6 +1,10 @@
 //! A node, two pods and Azure as network namespaces that go away with the test.
 
-#![allow(dead_code, reason = "not every test file needs all of it")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "not every test file needs all of it, and tests may panic"
+)]
 
 pub mod group;
 pub mod way;
@@ -190,10 +194,25 @@ impl Drop for Server {
     }
 }
 
+/// NMI's listeners.
+pub struct Nmi(Vec<Server>);
+
+impl Nmi {
+    /// How many connections have been accepted.
+    pub fn accepted(&self) -> usize {
+        self.0.iter().map(Server::accepted).sum()
+    }
+}
+
 fn answer(name: &str, stream: TcpStream, peer: SocketAddr) {
-    let Ok(local) = stream.local_addr() else {
+    let Ok(mut local) = stream.local_addr() else {
         return;
     };
+    // The caller asked for this port, whichever it was translated to.
+    let metadata: SocketAddr = METADATA.parse().unwrap();
+    if local.ip() == metadata.ip() {
+        local = metadata;
+    }
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
     while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
@@ -274,14 +293,18 @@ impl World {
         &self.azure_place
     }
 
-    /// NMI as far as the network sees it.
-    pub fn nmi(&self, addr: &str) -> Server {
-        let addr = addr.parse().unwrap();
-        Server::new(
-            "nmi",
-            self.node
-                .within(|| podid_intercept::listen(addr, true).unwrap()),
-        )
+    /// NMI as far as the network sees it: at this address, and with its port at the metadata address.
+    pub fn nmi(&self, addr: &str) -> Nmi {
+        let addr: SocketAddr = addr.parse().unwrap();
+        let serve = |addr: SocketAddr| {
+            let listen = || podid_intercept::listen(addr, true).unwrap();
+            Server::new("nmi", self.node.within(listen))
+        };
+        let mut metadata: SocketAddr = METADATA.parse().unwrap();
+        metadata.set_port(addr.port());
+        let has_both = addr.ip().is_unspecified() || addr.ip() == metadata.ip();
+        let bridged = (!has_both).then(|| serve(metadata));
+        Nmi(std::iter::once(serve(addr)).chain(bridged).collect())
     }
 }
 

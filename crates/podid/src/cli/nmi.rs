@@ -309,13 +309,14 @@ impl Nmi {
         let flags = "--nmi-listen-address and --nmi-port";
         let first = inheritance.listen(address, intercepts).await;
         let mut doors = vec![first.context(flags)?];
-        if intercepts {
-            let metadata = (rules.metadata, rules.metadata_port).into();
+        // A listener at every address is at the metadata address, too.
+        if intercepts && !address.ip().is_unspecified() {
+            let metadata = (rules.metadata, rules.listen_port).into();
             match inheritance.listen_now(metadata, true) {
                 Ok(door) => doors.push(door),
                 Err(error) => tracing::warn!(
                     reason = %error,
-                    "cannot listen at the metadata port itself, so that pods behind a bridge whose packets are shown to iptables (bridge-nf-call-iptables) will be refused; give the DaemonSet the capability NET_BIND_SERVICE, and see that nothing else on this node listens there"
+                    "cannot listen at the metadata address, so that pods behind a bridge will be refused; see that nothing else on this node listens there"
                 ),
             }
         }

@@ -87,6 +87,7 @@ pub struct Metrics {
     failures: Family<Outcome, Counter>,
     in_place: Gauge,
     rule_changes: Family<Outcome, Gauge>,
+    packets: Family<Outcome, Gauge>,
 }
 
 impl Default for Metrics {
@@ -173,13 +174,19 @@ impl Default for Metrics {
             in_place: add(
                 &mut registry,
                 "podid_nmi_interception_in_place",
-                "1 when the interception rules were in place at the last look, or none are wanted",
+                "1 when the interception rules were in place at the last look and what they catch arrives, or none are wanted",
                 Gauge::default(),
             ),
             rule_changes: add(
                 &mut registry,
                 "podid_nmi_interception_rules",
                 "How often the rules were looked at, put in place, repaired after somebody else had changed them, and could not be, since the start",
+                Family::default(),
+            ),
+            packets: add(
+                &mut registry,
+                "podid_nmi_interception_packets",
+                "First packets of pods' connections that were intercepted, by whether they arrived behind all rules of the node or where they were lost, since the start",
                 Family::default(),
             ),
             registry: RwLock::new(registry),
@@ -293,6 +300,19 @@ impl Metrics {
                 .get_or_create(&Outcome { reason })
                 .set(count);
         }
+        for (reason, count) in [
+            ("arrived", state.arrived),
+            ("lost_before_input", state.lost.before_input),
+            ("lost_in_input", state.lost.in_input),
+        ] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.packets.get_or_create(&Outcome { reason }).set(count);
+        }
+    }
+
+    /// Why requests are not intercepted, for a person, as far as it is known.
+    pub(crate) fn interception_trouble(&self) -> Option<String> {
+        self.interception.get()?.borrow().trouble.clone()
     }
 
     pub(crate) fn connections(&self) -> &Gauge<i64, AtomicI64> {

@@ -2,6 +2,7 @@
 //!
 //! `servers.rs` runs them. `/healthz` guards against a process that lives and does not serve: it asks the metadata listener itself.
 
+use std::borrow::Cow;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ const READINESS_WAIT: Duration = Duration::from_secs(2);
 /// | probe | 200 | 503 |
 /// | --- | --- | --- |
 /// | `/healthz` | `Active` while requests are intercepted, else `Not Active`, as AAD Pod Identity says | `metadata`, the metadata listener, does not answer |
-/// | `/readyz` | tokens can be served | for 2 s the cluster's objects are not known, or requests are not intercepted |
+/// | `/readyz` | tokens can be served | for 2 s the cluster's objects are not known, or requests are not intercepted, with the cause |
 ///
 /// # Errors
 /// The listener cannot be used.
@@ -73,7 +74,7 @@ pub(crate) async fn probe(
 async fn readiness(
     context: Arc<Context>,
     mut active: Receiver<bool>,
-) -> (StatusCode, &'static str) {
+) -> (StatusCode, Cow<'static, str>) {
     let mut changes = context.changes.subscribe();
     let ready = async {
         while !context.is_synced() && changes.changed().await.is_ok() {}
@@ -81,17 +82,15 @@ async fn readiness(
         let _ = active.wait_for(|active| *active).await;
     };
     let _ = tokio::time::timeout(READINESS_WAIT, ready).await;
-    match (context.is_synced(), *active.borrow()) {
-        (true, true) => (StatusCode::OK, "ready"),
-        (false, _) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the cluster's objects are not known yet",
-        ),
-        (_, false) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "requests are not intercepted yet",
-        ),
-    }
+    let missing = match (context.is_synced(), *active.borrow()) {
+        (true, true) => return (StatusCode::OK, "ready".into()),
+        (false, _) => "the cluster's objects are not known yet".into(),
+        (_, false) => match context.metrics.interception_trouble() {
+            Some(trouble) => format!("requests are not intercepted: {trouble}").into(),
+            None => "requests are not intercepted yet".into(),
+        },
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, missing)
 }
 
 /// Whether the metadata listener answers a request.

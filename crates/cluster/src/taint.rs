@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::watch::Receiver;
+use tokio::sync::watch::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use crate::error_text::describe;
@@ -109,21 +111,39 @@ pub async fn remove(
     }
 }
 
-/// Takes the taint off the node whenever it is there, until shutdown: a kubelet that registers anew, because somebody has deleted its node,
-/// brings it back while the node agent lives on.
+/// Takes the taint off the node whenever it is there and all conditions are true, until shutdown: a kubelet that registers anew, because
+/// somebody has deleted its node, brings it back while the node agent lives on. Returns early when a condition can never be true again.
 pub async fn keep_removed(
     client: &Client,
     node: &str,
     taint: &StartupTaint,
+    conditions: &mut [Receiver<bool>],
     shutdown: &CancellationToken,
 ) {
-    while !shutdown.is_cancelled() {
+    loop {
+        let hold = tokio::select! {
+            () = shutdown.cancelled() => return,
+            hold = all_true(conditions) => hold,
+        };
+        if hold.is_err() {
+            return;
+        }
         remove(client, node, taint, shutdown).await;
         tokio::select! {
-            () = shutdown.cancelled() => {}
+            () = shutdown.cancelled() => return,
             () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
     }
+}
+
+/// Waits until all are true at the same time.
+async fn all_true(conditions: &mut [Receiver<bool>]) -> Result<(), RecvError> {
+    while !conditions.iter().all(|condition| *condition.borrow()) {
+        for condition in &mut *conditions {
+            condition.wait_for(|is_true| *is_true).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether there was a taint to remove.
@@ -161,6 +181,7 @@ async fn try_remove(
 mod tests {
     use super::*;
     use crate::fake::Store;
+    use tokio::sync::watch;
 
     fn node(taints: &Value) -> Value {
         json!({
@@ -228,7 +249,7 @@ mod tests {
         let taint: StartupTaint = "podid".parse().unwrap();
         let told = stop.clone();
         let kept = async {
-            keep_removed(&client, "node", &taint, &told).await;
+            keep_removed(&client, "node", &taint, &mut [], &told).await;
         };
         let registers = async {
             for _ in 0..2 {
@@ -240,5 +261,32 @@ mod tests {
             stop.cancel();
         };
         tokio::join!(kept, registers);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_taint_that_comes_back_stays_while_the_node_agent_is_not_ready() {
+        let store = Store::default();
+        let tainted = json!([{ "key": "podid", "effect": "NoSchedule" }]);
+        store.put(node(&tainted));
+        let (client, stop) = (store.client("nmi"), CancellationToken::new());
+        let taint: StartupTaint = "podid".parse().unwrap();
+        let (ready, intercepted) = (watch::Sender::new(true), watch::Sender::new(true));
+        let mut conditions = [ready.subscribe(), intercepted.subscribe()];
+        let is_tainted = || !store.object()["spec"]["taints"].is_null();
+        let told = stop.clone();
+        let kept = keep_removed(&client, "node", &taint, &mut conditions, &told);
+        let story = async {
+            tokio::time::sleep(LOOK_AGAIN / 2).await;
+            assert!(!is_tainted());
+            intercepted.send_replace(false);
+            store.put(node(&tainted));
+            tokio::time::sleep(LOOK_AGAIN * 10).await;
+            assert!(is_tainted(), "nmi does not intercept");
+            intercepted.send_replace(true);
+            tokio::time::sleep(LOOK_AGAIN).await;
+            assert!(!is_tainted());
+            stop.cancel();
+        };
+        tokio::join!(kept, story);
     }
 }

@@ -218,26 +218,16 @@ impl Nmi {
     }
 }
 
-/// Keeps the startup taint off the node from when every condition has been true.
+/// Keeps the startup taint off the node while every condition is true.
 async fn remove_taint(
     client: Client,
     node: String,
     taint: StartupTaint,
-    conditions: [Receiver<bool>; 2],
+    mut conditions: [Receiver<bool>; 2],
     stop: CancellationToken,
 ) -> TaskResult {
-    let removed = async {
-        for mut condition in conditions {
-            if condition.wait_for(|is_true| *is_true).await.is_err() {
-                return;
-            }
-        }
-        podid_cluster::taint::keep_removed(&client, &node, &taint, &stop).await;
-    };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = removed => stop.cancelled().await,
-    }
+    podid_cluster::taint::keep_removed(&client, &node, &taint, &mut conditions, &stop).await;
+    stop.cancelled().await;
     ("startup taint", Ok(()))
 }
 

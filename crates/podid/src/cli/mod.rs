@@ -11,6 +11,7 @@ mod detach_all;
 mod ignored;
 mod interception;
 mod issuer;
+mod kubenet;
 mod manifests;
 mod mic;
 mod nmi;

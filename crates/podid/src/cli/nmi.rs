@@ -1,7 +1,7 @@
 //! `podid nmi`: the flags of the original's `nmi`, and what they mean here.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use super::compat::{Logging, duration};
 use super::ignored::Ignored;
 use super::interception::InterceptionTask;
+use super::kubenet::{self, KUBENET};
 use super::run;
 
 /// Time limit for one call to the issuer of tokens; after it the client gets 500, and most ask again by themselves.
@@ -28,8 +29,6 @@ const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
 const TOKEN_FLOOR: Duration = Duration::from_secs(300);
 /// Time limit to wait for the ports of a running node agent that speaks another version of the handover: it is about to end.
 const FREE_PORT_TIMEOUT: Duration = Duration::from_secs(60);
-/// The kubelet's file has this text where the node uses kubenet.
-const KUBENET: &str = "--network-plugin=kubenet";
 
 /// Run the node agent: answer the metadata token endpoint for the pods of this node
 ///
@@ -165,7 +164,7 @@ struct Interception {
     /// Remove the rules, so that pods reach the node's metadata service again, and exit
     #[arg(long)]
     cleanup: bool,
-    /// The kubelet's file, searched for kubenet: there a pod can take another's address
+    /// The kubelet's file, searched for kubenet as its command line is: there a pod can take another's address
     #[arg(long, value_name = "FILE", default_value = "/etc/default/kubelet")]
     kubelet_config: PathBuf,
     /// Run on kubenet nevertheless
@@ -462,13 +461,14 @@ impl Nmi {
     }
 
     fn refuse_kubenet(&self) -> anyhow::Result<()> {
-        let file = &self.interception.kubelet_config;
-        let kubenet = std::fs::read_to_string(file).is_ok_and(|text| text.contains(KUBENET));
-        ensure!(
-            !kubenet || self.interception.allow_network_plugin_kubenet,
-            "{} says {KUBENET}: there a pod can take another pod's address, and with it its identity; drop the capability NET_RAW from pods, then give --allow-network-plugin-kubenet",
-            file.display()
-        );
+        let found = kubenet::find(&self.interception.kubelet_config, Path::new("/proc"));
+        if let Some(place) = found
+            && !self.interception.allow_network_plugin_kubenet
+        {
+            bail!(
+                "{place} says {KUBENET}: there a pod can take another pod's address, and with it its identity; drop the capability NET_RAW from pods, then give --allow-network-plugin-kubenet"
+            );
+        }
         Ok(())
     }
 }

@@ -5,14 +5,11 @@ use serde_json::{Value, json};
 use super::{Install, Mode, NAME, boot_rules, labels};
 
 const PROBES: u16 = 8085;
-/// Where the directory of the kubelet's file is seen.
-const KUBELET: &str = "/host/etc/default";
 
 /// What nmi may do to the node, beyond what any process of root's without capabilities may:
 /// `NET_ADMIN` for rules, routes, transparent listeners, the mark on its own packets, and questions about links.
-/// `NET_BIND_SERVICE` to listen at the metadata port itself, for packets of bridges that are shown to the IP rules.
 /// `NET_RAW` because `iptables-legacy` speaks to the kernel through a raw socket.
-const CAPABILITIES: [&str; 3] = ["NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"];
+const CAPABILITIES: [&str; 2] = ["NET_ADMIN", "NET_RAW"];
 
 pub(super) fn daemon_set(install: &Install) -> Value {
     json!({
@@ -36,11 +33,14 @@ fn pod(install: &Install) -> Value {
         "dnsPolicy": "ClusterFirstWithHostNet",
         "nodeSelector": { "kubernetes.io/os": "linux" },
         "tolerations": [{ "operator": "Exists" }],
+        // Virtual kubelets run no DaemonSet.
+        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
+            { "matchExpressions": [{ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] }] },
+        ] } } },
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "containers": [container(install)],
         "volumes": [
             { "name": "handover", "hostPath": { "path": "/run/podid", "type": "DirectoryOrCreate" } },
-            { "name": "kubelet-config", "hostPath": { "path": "/etc/default", "type": "DirectoryOrCreate" } },
             { "name": "xtables-lock", "hostPath": { "path": "/run/xtables.lock", "type": "FileOrCreate" } },
         ],
     });
@@ -64,7 +64,6 @@ fn container(install: &Install) -> Value {
             "--node=$(NODE_NAME)",
             format!("--operation-mode={mode}"),
             format!("--http-probe-port={PROBES}"),
-            format!("--kubelet-config={KUBELET}/kubelet"),
         ],
         "env": [{
             "name": "NODE_NAME",
@@ -79,7 +78,6 @@ fn container(install: &Install) -> Value {
         "securityContext": security(&CAPABILITIES),
         "volumeMounts": [
             { "name": "handover", "mountPath": "/run/podid" },
-            { "name": "kubelet-config", "mountPath": KUBELET, "readOnly": true },
             { "name": "xtables-lock", "mountPath": "/run/xtables.lock" },
         ],
     })

@@ -106,3 +106,22 @@ fn boot_rules_are_removed_where_they_were_asked_for() {
     let both = vec!["nmi".to_owned(), "--remove=/host/etc".to_owned()];
     assert_eq!(names(true), (both, 3));
 }
+
+/// A read-only `/etc` has no folder made in it, and a virtual node never runs the pod that a rollout would wait for.
+#[test]
+fn the_node_agent_starts_on_every_node_that_runs_a_daemon_set() {
+    let objects = install(Mode::Standard).objects();
+    let agent = objects.iter().find(|object| object["kind"] == "DaemonSet");
+    let pod = &agent.unwrap()["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    for volume in volumes {
+        let path = volume["hostPath"]["path"].as_str().unwrap();
+        assert!(!path.starts_with("/etc"), "{path}");
+    }
+    let affinity =
+        &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let left_out = &affinity["nodeSelectorTerms"][0]["matchExpressions"][0];
+    let virtual_nodes =
+        json!({ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] });
+    assert_eq!(left_out, &virtual_nodes);
+}

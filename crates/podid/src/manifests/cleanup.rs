@@ -25,6 +25,7 @@ fn pod(install: &Install) -> Value {
         "hostNetwork": true,
         "nodeSelector": { "kubernetes.io/os": "linux" },
         "tolerations": [{ "operator": "Exists" }],
+        "affinity": nmi::not_virtual(),
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "initContainers": [{
             "name": ROLE,

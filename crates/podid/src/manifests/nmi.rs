@@ -33,10 +33,7 @@ fn pod(install: &Install) -> Value {
         "dnsPolicy": "ClusterFirstWithHostNet",
         "nodeSelector": { "kubernetes.io/os": "linux" },
         "tolerations": [{ "operator": "Exists" }],
-        // Virtual kubelets run no DaemonSet.
-        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
-            { "matchExpressions": [{ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] }] },
-        ] } } },
+        "affinity": not_virtual(),
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "containers": [container(install)],
         "volumes": [
@@ -81,6 +78,13 @@ fn container(install: &Install) -> Value {
             { "name": "xtables-lock", "mountPath": "/run/xtables.lock" },
         ],
     })
+}
+
+/// Leaves virtual kubelets out, which run no DaemonSet.
+pub(super) fn not_virtual() -> Value {
+    json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
+        { "matchExpressions": [{ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] }] },
+    ] } } })
 }
 
 pub(super) fn security(capabilities: &[&str]) -> Value {

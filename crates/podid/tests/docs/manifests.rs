@@ -167,7 +167,7 @@ async fn is_refused_as_shown(api: &ApiServer) {
 apiVersion: aadpodidentity.k8s.io/v1
 kind: AzureIdentity
 metadata: { name: reader }
-spec: { type: 0, resourceID: /subscriptions/s }
+spec: { type: 0, resourceID: /subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/i }
 ";
     let output = api
         .run_kubectl(&["apply", "-f", "-"], lacking)

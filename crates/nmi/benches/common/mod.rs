@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "not every benchmark needs all of it")]
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use podid_azure::entra::Entra;
 use podid_azure::imds::Imds;
 use podid_nmi::{Config, Nmi, Upstream};
@@ -137,23 +139,29 @@ pub async fn surroundings(
 ) -> Outcome<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     told.send(listener.local_addr()?)?;
+    let seen = Arc::<Mutex<HashSet<String>>>::default();
     let router = axum::Router::new().fallback(move |request: Request| {
-        let trips = Arc::clone(&trips);
-        async move { answer(&request, pods, &trips) }
+        let (trips, seen) = (Arc::clone(&trips), Arc::clone(&seen));
+        async move { answer(&request, pods, &trips, &seen) }
     });
     Ok(axum::serve(listener, router).await?)
 }
 
-fn answer(request: &Request, pods: u32, trips: &AtomicUsize) -> Body {
+fn answer(
+    request: &Request,
+    pods: u32,
+    trips: &AtomicUsize,
+    seen: &Mutex<HashSet<String>>,
+) -> Body {
     let query = request.uri().query().unwrap_or_default();
     if query.contains("watch=true") {
         return Body::from_stream(futures::stream::pending::<Result<Bytes, Infallible>>());
     }
     let path = request.uri().path();
     let answer = if path.starts_with("/metadata") {
-        let trip = trips.fetch_add(1, Ordering::SeqCst);
-        // As long as real ones are. What is asked for as due is due at once, and then not again.
-        let due = query.contains("due") && trip < IDENTITIES as usize;
+        trips.fetch_add(1, Ordering::SeqCst);
+        // As long as real ones are. What is asked for as due is due at once, and then not again; a query names one identity.
+        let due = query.contains("due") && seen.lock().insert(query.to_owned());
         json!({
             "access_token": "x".repeat(1600), "expires_in": "86400", "token_type": "Bearer",
             "refresh_in": if due { "0" } else { "43200" },

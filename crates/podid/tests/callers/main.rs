@@ -388,3 +388,34 @@ fn what_is_no_pod_and_has_a_link_is_told_so_in_the_end() {
     world.wait_until_ready();
     assert_eq!(given(&world, "node").unwrap_err().0, 400);
 }
+
+/// The request of the Key Vault CSI provider with `usePodIdentity`, unmodified.
+#[test]
+fn a_volume_driver_that_is_root_on_the_host_network_gets_a_pods_token_and_nobody_else_does() {
+    let world = world(&["--attest=address", "--host-token-loopback"]);
+    world.wait_until_ready();
+    world.start_pod("first", FIRST, "reader");
+    world.start_pod("second", SECOND, "writer");
+    until_given(&world, "first", "reader");
+    let ask = |place: &str, user: &str, host: &str| {
+        let setpriv = [user, "--clear-groups", "curl", "-s", "--noproxy", "*"];
+        let pod = ["-H", "podname: first", "-H", "podns: default"];
+        let url = format!("http://{host}/host/token/?resource=https://vault.azure.net");
+        let limit = ["--max-time", "10", &url];
+        let output = world
+            .net
+            .run(place, "setpriv", &[&setpriv[..], &pod, &limit].concat());
+        serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default()
+    };
+    let given = ask("node", "--reuid=0", "127.0.0.1:2579");
+    assert_eq!(
+        given["clientid"],
+        world.identity("reader").client_id,
+        "{given}"
+    );
+    assert!(given["token"]["access_token"].is_string());
+    let refused = ask("node", "--reuid=65534", "127.0.0.1:2579");
+    assert_eq!(refused["error"], "access_denied", "{refused}");
+    let refused = ask("second", "--reuid=0", "169.254.169.254");
+    assert_eq!(refused["error"], "access_denied", "{refused}");
+}

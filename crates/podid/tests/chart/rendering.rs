@@ -307,6 +307,13 @@ async fn each_switch_changes_what_it_says_and_nothing_else() {
     assert_eq!(nmi["securityContext"]["capabilities"]["add"][3], "BPF");
     are_taken("nmi", &pod["containers"][0]["args"]);
 
+    let limited = with(&["nmi.podRequestsPerSecond=20", "nmi.hostTokenLoopback=true"]).await;
+    let pod = &find(&limited, "DaemonSet", "podid-nmi").unwrap()["spec"]["template"]["spec"];
+    let given = pod["containers"][0]["args"].as_array().unwrap();
+    assert!(given.contains(&json!("--pod-requests-per-second=20")));
+    assert!(given.contains(&json!("--host-token-loopback")));
+    are_taken("nmi", &pod["containers"][0]["args"]);
+
     let leaving = with(&["nmi.interception=withdraw"]).await;
     let pod = &find(&leaving, "DaemonSet", "podid-nmi").unwrap()["spec"]["template"]["spec"];
     let given = pod["containers"][0]["args"].as_array().unwrap();

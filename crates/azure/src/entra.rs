@@ -142,7 +142,7 @@ pub(crate) fn client(
 ) -> Result<reqwest::Client, Error> {
     let own = concat!("podid/", env!("CARGO_PKG_VERSION"));
     let agent = agent.map_or_else(|| own.to_owned(), |more| format!("{own} {more}"));
-    reqwest::Client::builder()
+    crate::proxy::used_by(reqwest::Client::builder())
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_secs(10).min(deadline))
         .timeout(deadline)

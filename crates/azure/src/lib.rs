@@ -8,6 +8,7 @@
 //! | get a token of a managed identity | [`imds::Imds`] |
 //! | get a token of a service principal | [`entra::Entra`], with a [`certificate::Certificate`] or a client secret |
 //! | attach and detach identities | [`arm::Arm`] |
+//! | reach Azure, or anything, through the environment's proxy | [`proxy`] |
 //! | decide by an error whether to retry | [`Error`], [`ErrorKind`] |
 //!
 //! Each client is given its endpoint as a value, so that tests and the simulator need no other code.
@@ -24,6 +25,7 @@ mod fake;
 mod fields;
 pub mod imds;
 mod pfx;
+pub mod proxy;
 pub mod token;
 
 pub use error::{Error, ErrorKind};

@@ -467,7 +467,10 @@ async fn as_the_node(named: Own) {
         "cloud": "AzureStackCloud", "useManagedIdentityExtension": true, "userAssignedIdentityId": own,
         "aadClientId": "msi", "aadClientSecret": "msi",
     }).to_string());
-    let mut mic = world.start(&[&format!("--cloudconfig={file}")], &[]);
+    // Nothing listens at this proxy.
+    let proxy = "http://127.0.0.1:1";
+    let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"].map(|name| (name, proxy));
+    let mut mic = world.start(&[&format!("--cloudconfig={file}")], &proxies);
     world.need("one").await;
     world.until_attached(&mic, "one").await;
     mic.kill();

@@ -12,7 +12,7 @@ use kube::{Api, Client, ResourceExt as _};
 use podid_cluster::error_text::describe;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::run;
+use super::{api_client, run};
 
 /// The field manager of server-side apply.
 const MANAGER: &str = "podid";
@@ -43,7 +43,7 @@ impl Crds {
     }
 
     async fn apply(self) -> anyhow::Result<()> {
-        let client = run::client(self.kubeconfig.as_deref()).await?;
+        let client = api_client::client(self.kubeconfig.as_deref()).await?;
         let ratchets = ratchets(&client).await;
         let api: Api<CustomResourceDefinition> = Api::all(client);
         for crd in podid_api::crds::all()? {

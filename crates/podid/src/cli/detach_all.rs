@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::compat::duration;
-use super::run;
+use super::{api_client, run};
 use crate::manifests::NAME;
 
 /// What tells the controller to do it.
@@ -82,7 +82,7 @@ impl DetachAll {
     }
 
     async fn detach(self) -> anyhow::Result<()> {
-        let client = run::client(self.kubeconfig.as_deref()).await?;
+        let client = api_client::client(self.kubeconfig.as_deref()).await?;
         let locks: Api<Endpoints> = Api::namespaced(client.clone(), &self.lease_namespace);
         if let Some(holder) = self.other_leader(&locks).await? {
             writeln!(

@@ -16,7 +16,7 @@ use podid_policy::matching::Scope;
 use super::cloud::{Cloud, Source};
 use super::compat::{Logging, duration};
 use super::ignored::IgnoredByMic;
-use super::run;
+use super::{api_client, run};
 
 /// Run the controller: attach identities to the hosts of the pods that are bound to them
 ///
@@ -138,7 +138,7 @@ impl Mic {
         let shutdown = run::shutdown()?;
         let source = Source::new(self.cloudconfig.as_deref());
         let cloud = source.read()?;
-        let client = run::client(self.kubeconfig.as_deref()).await?;
+        let client = api_client::client(self.kubeconfig.as_deref()).await?;
         tracing::info!(credential = ?cloud.credential, arm = %cloud.endpoints.arm, "podid mic starts");
         self.ignored.tell();
         let agent = self.user_agent.clone();

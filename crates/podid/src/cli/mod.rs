@@ -1,5 +1,6 @@
 //! Command line: one file per command.
 
+mod api_client;
 mod atomic_file;
 mod boot_rules;
 mod cloud;

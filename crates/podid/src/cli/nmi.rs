@@ -21,7 +21,7 @@ use super::compat::{Logging, duration};
 use super::ignored::Ignored;
 use super::interception::InterceptionTask;
 use super::kubenet::{self, KUBENET};
-use super::run;
+use super::{api_client, run};
 
 /// Time limit for one call to the issuer of tokens; after it the client gets 500, and most ask again by themselves.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -241,7 +241,7 @@ impl Nmi {
         };
         // Before anything else: a connect is answered, if only with "not yet".
         let doors = self.doors(address, &rules, &mut inheritance).await?;
-        let client = run::client(self.kubeconfig.as_deref()).await?;
+        let client = api_client::client(self.kubeconfig.as_deref()).await?;
         let mark = intercepts.then_some(rules.mark_own);
         let upstream = self.upstream(client.clone(), mark)?;
         let (active, is_active) = watch::channel(!intercepts);

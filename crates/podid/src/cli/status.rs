@@ -17,8 +17,8 @@ use podid_cluster::error_text::describe;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::run;
 use super::table::{Table, age};
+use super::{api_client, run};
 
 /// A lease that was not renewed for this long, in seconds, has no holder that works.
 const STALE: i64 = 60;
@@ -128,7 +128,7 @@ impl Status {
     }
 
     async fn tell(self) -> anyhow::Result<bool> {
-        let client = run::client(self.kubeconfig.as_deref()).await?;
+        let client = api_client::client(self.kubeconfig.as_deref()).await?;
         let now = Timestamp::now();
         let mut report = Report::read(
             &self

@@ -330,7 +330,8 @@ impl Stage {
             "{}{path}",
             world.endpoints.arm.as_str().trim_end_matches('/')
         );
-        let answer = reqwest::Client::new()
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let answer = client
             .put(url)
             .bearer_auth(world.azure.administrator_token()?)
             .json(&body)

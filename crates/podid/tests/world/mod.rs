@@ -35,6 +35,13 @@ pub struct Identity {
 /// A process and its control group; the process ends first.
 pub type Running = (Process, PodGroup);
 
+/// Nothing listens at this proxy: a request to the metadata service that goes there fails.
+const NO_PROXY_THERE: [(&str, &str); 3] = [
+    ("HTTP_PROXY", "http://127.0.0.1:1"),
+    ("HTTPS_PROXY", "http://127.0.0.1:1"),
+    ("ALL_PROXY", "http://127.0.0.1:1"),
+];
+
 /// The pid namespace that nmi's container is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PidNamespace {
@@ -125,6 +132,11 @@ impl World {
     pub fn spawn_program(&self, podid: &Path, name: &str, flags: &[&str]) -> Process {
         let mut command = self.net.command("node", podid.to_str().unwrap());
         self.pass(&mut command, flags);
+        if podid != Path::new(PODID) {
+            for (name, _) in NO_PROXY_THERE {
+                command.env_remove(name);
+            }
+        }
         let log = self.folder.path().join(format!("{name}.log"));
         Process::spawn(command, &log).unwrap()
     }
@@ -144,7 +156,8 @@ impl World {
                     .any(|flag| flag.starts_with("--assignment-wait"))
             }))
             .args(flags)
-            .env("KUBECONFIG", self.kubeconfig());
+            .env("KUBECONFIG", self.kubeconfig())
+            .envs(NO_PROXY_THERE);
     }
 
     /// Starts nmi as a container runtime does on a node whose control groups are of version 2: in its pod's group, beyond which

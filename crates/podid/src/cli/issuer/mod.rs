@@ -22,7 +22,7 @@ use clap::Args;
 use podid_policy::issuer::{self, Evidence, shown, usable_url};
 
 use super::compat::duration;
-use super::run;
+use super::{api_client, run};
 use api_server::{ApiServer, ServiceAccount};
 use documents::Jwks;
 use view::{Report, Source};
@@ -105,7 +105,7 @@ impl Issuer {
     /// What the API server says, and its keys as they are to be written.
     async fn ask_cluster(&self) -> anyhow::Result<(Report, Jwks)> {
         let api = ApiServer {
-            client: run::client(self.kubeconfig.as_deref()).await?,
+            client: api_client::client(self.kubeconfig.as_deref()).await?,
             timeout: self.timeout,
         };
         let discovery = api.discovery().await?;

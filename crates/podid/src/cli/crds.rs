@@ -67,11 +67,13 @@ async fn ratchets(client: &Client) -> bool {
     let Ok(version) = client.apiserver_version().await else {
         return true;
     };
+    is_at_least_1_30(&version.major, &version.minor)
+}
+
+fn is_at_least_1_30(major: &str, minor: &str) -> bool {
     // Some vendors write 29+.
-    let minor = version
-        .minor
-        .trim_end_matches(|c: char| !c.is_ascii_digit());
-    version.major != "1" || minor.parse().is_ok_and(|minor: u32| minor >= 30)
+    let minor = minor.trim_end_matches(|c: char| !c.is_ascii_digit());
+    major != "1" || minor.parse().is_ok_and(|minor: u32| minor >= 30)
 }
 
 async fn apply(
@@ -99,4 +101,22 @@ fn is_established(crd: &CustomResourceDefinition) -> bool {
     status
         .flat_map(|status| status.conditions.iter().flatten())
         .any(|condition| condition.type_ == "Established" && condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn api_servers_before_1_30_get_fewer_rules() {
+        for (major, minor, whole) in [
+            ("1", "25", false),
+            ("1", "29+", false),
+            ("1", "30", true),
+            ("1", "34+", true),
+            ("2", "0", true),
+        ] {
+            assert_eq!(is_at_least_1_30(major, minor), whole, "{major}.{minor}");
+        }
+    }
 }

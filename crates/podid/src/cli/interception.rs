@@ -11,6 +11,10 @@ use tokio_util::sync::CancellationToken;
 /// Wait before the next attempt when the rules could not be withdrawn.
 const WITHDRAW_RETRY_DELAY: Duration = Duration::from_secs(5);
 
+/// How long a node agent that is told to end goes on withdrawing, in seconds. Its drain and what follows it are within the 30 s that
+/// Kubernetes gives a pod to end.
+const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// The work on the node's rules.
 pub enum InterceptionTask {
     /// Rules that are there stay as they are.
@@ -22,6 +26,30 @@ pub enum InterceptionTask {
 }
 
 impl InterceptionTask {
+    /// When the node agent ends that is told to. One that withdraws ends after that: `helm uninstall` may come before the last node is
+    /// done, since the kubelet's first probe of a new node agent may be answered by the one before it.
+    pub fn shutdown(
+        &self,
+        told: CancellationToken,
+        serving: Receiver<bool>,
+        mut active: Receiver<bool>,
+    ) -> CancellationToken {
+        if !matches!(self, Self::Withdraw(..)) {
+            return told;
+        }
+        let shutdown = CancellationToken::new();
+        let ends = shutdown.clone();
+        tokio::spawn(async move {
+            told.cancelled().await;
+            if *serving.borrow() {
+                let withdrawn = active.wait_for(|withdrawn| *withdrawn);
+                let _ = tokio::time::timeout(WITHDRAWAL_TIMEOUT, withdrawn).await;
+            }
+            ends.cancel();
+        });
+        shutdown
+    }
+
     /// Works while this node agent serves, and sets `active` to whether the rules are as wanted.
     pub async fn run(self, serving: Receiver<bool>, active: Sender<bool>) {
         match self {

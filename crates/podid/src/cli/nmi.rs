@@ -254,8 +254,8 @@ impl Nmi {
         if let Some(path) = handover {
             nmi = nmi.with_takeover(path, inheritance.predecessor());
         }
-        let serving = nmi.serving();
-        let interception = interception.run(serving, active);
+        let shutdown = interception.shutdown(shutdown, nmi.serving(), active.subscribe());
+        let interception = interception.run(nmi.serving(), active);
         let (outcome, ()) = tokio::join!(nmi.run(listeners, shutdown), interception);
         Ok(outcome?)
     }

@@ -237,3 +237,22 @@ fn one_that_is_killed_while_it_withdraws_leaves_nothing_to_put_back() {
     let failures = load.failures();
     assert!(failures.is_empty(), "{failures:#?}");
 }
+
+/// As by `helm uninstall`, before the rollout is over.
+#[test]
+fn one_that_is_told_to_end_while_it_withdraws_ends_when_it_has() {
+    let node = Node::build("iptables-nft", false);
+    let podid = node.podid("nmi-1", "nftables");
+    node.until(&podid, "interception is in place");
+    let _original = node.original("iptables-nft");
+    let load = node.load();
+    node.goes_on(&load);
+    let leaving = node.podid("nmi-2", "withdraw");
+    node.until(&podid, "standing by");
+    node.end(&podid);
+    node.end(&leaving);
+    assert_eq!(node.rules(), "");
+    node.goes_on(&load);
+    let failures = load.failures();
+    assert!(failures.is_empty(), "{failures:#?}");
+}

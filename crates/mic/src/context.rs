@@ -70,7 +70,7 @@ impl Context {
         let context = Self {
             index: Mutex::new(Index::new(config.scope)),
             queue: WorkQueue::new(config.retry_interval),
-            records: OwnershipRecords::new(client.clone(), &config.namespace),
+            records: OwnershipRecords::new(client.clone(), &config.namespace, &config.instance),
             metrics: Metrics::default(),
             ready: watch::Sender::new(false),
             conditions: PendingConditions::default(),

@@ -192,7 +192,7 @@ impl Host {
             planned.claim = self.claim_of(change, around);
         }
         let owned = self.owned_after(&planned);
-        let is_recorded = *owned == self.ownership.recorded;
+        let is_recorded = self.ownership.is_recorded(&owned);
         planned.is_settled = is_recorded || change.is_none();
         planned.is_done = is_recorded && change.is_none();
         let action = match change {

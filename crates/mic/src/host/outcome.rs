@@ -43,6 +43,7 @@ impl Host {
             .collect();
         let is_there = |id: &ResourceId| shown.user.contains_key(id);
         self.ownership.confirm_detaches(now, is_there);
+        self.ownership.confirm_record(is_there);
         self.find_mismatches(&shown, client_id);
         let there: Vec<_> = shown.user.keys().cloned().collect();
         self.doubts.suspects.clear(&there);

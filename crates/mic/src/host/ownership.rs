@@ -2,7 +2,8 @@
 //!
 //! The host's worker ([`super::worker`]) writes it before a PATCH that attaches and after one that detaches; a new leader
 //! ([`crate::leadership`]) reads all of them. It guards what others attached: only what a record names is ever detached. A write is
-//! fenced by the record's `resourceVersion`, so that a leader of the past cannot overwrite its successor's record.
+//! fenced by the record's `resourceVersion`, so that a leader of the past cannot overwrite its successor's record. Who takes over what
+//! another leader has recorded writes it, too, under its own name: the other one's next write then fails and it learns of this one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -25,6 +26,8 @@ const LABEL_VALUE: &str = "host";
 const HOST: &str = "host";
 /// The key in the ConfigMap that has the attached identities and their client ids, as JSON.
 const ATTACHED: &str = "attached";
+/// The key in the ConfigMap that has the replica that wrote it last: another writer gives another `resourceVersion`.
+const WRITER: &str = "writer";
 
 /// Azure carries out a PATCH whose outcome is unknown within an hour, or not at all; most take seconds.
 const MAX_OPERATION: Duration = Duration::from_secs(3600);
@@ -38,6 +41,8 @@ pub(super) struct Ownership {
     pub(super) owned: Owned,
     /// What the record says.
     pub(super) recorded: Owned,
+    /// The record must be written even where it says the same: another leader has written it, or may have.
+    must_write: bool,
     /// Owned only because of the PATCH that is about to be sent.
     claimed: BTreeSet<ResourceId>,
     /// Detaches by podid whose outcome is unknown, and when each call failed: Azure may still carry them out.
@@ -49,6 +54,18 @@ impl Ownership {
     pub(super) fn recall(&mut self, owned: Owned) {
         self.owned.clone_from(&owned);
         self.recorded = owned;
+        self.must_write = false;
+    }
+
+    /// Whether the record says this for certain.
+    pub(super) fn is_recorded(&self, owned: &Owned) -> bool {
+        !self.must_write && *owned == self.recorded
+    }
+
+    /// A read has shown which identities are on the host. Where one is gone that the record names, another leader may have detached it
+    /// and taken it out of the record.
+    pub(super) fn confirm_record(&mut self, is_there: impl Fn(&ResourceId) -> bool) {
+        self.must_write |= self.recorded.keys().any(|id| !is_there(id));
     }
 
     /// A PATCH is about to attach these.
@@ -112,6 +129,7 @@ impl Ownership {
     /// The record says this now.
     pub(super) fn on_recorded(&mut self, owned: Owned) {
         self.recorded = owned;
+        self.must_write = false;
     }
 
     /// Another leader has written the record: what it attached is podid's, too.
@@ -122,20 +140,24 @@ impl Ownership {
             self.claimed.remove(id);
         }
         self.recorded = theirs;
+        self.must_write = true;
     }
 }
 
 /// The ownership records of all hosts.
 pub(crate) struct OwnershipRecords {
     api: Api<ConfigMap>,
+    /// The name of this replica.
+    writer: String,
     /// The `resourceVersion` of each record as last seen, with which writes are fenced.
     versions: Mutex<HashMap<String, String>>,
 }
 
 impl OwnershipRecords {
-    pub(crate) fn new(client: Client, namespace: &str) -> Self {
+    pub(crate) fn new(client: Client, namespace: &str, writer: &str) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
+            writer: writer.to_owned(),
             versions: Mutex::default(),
         }
     }
@@ -163,9 +185,9 @@ impl OwnershipRecords {
         let version = self.versions.lock().get(&name).cloned();
         let stored = match version {
             None if owned.is_empty() => return Ok(None),
-            None => self.create(&name, data(host, owned)).await,
+            None => self.create(&name, self.data(host, owned)).await,
             Some(version) if owned.is_empty() => self.delete(&name, version).await,
-            Some(version) => self.update(&name, version, data(host, owned)).await,
+            Some(version) => self.update(&name, version, self.data(host, owned)).await,
         };
         let Err(error) = stored else {
             return Ok(None);
@@ -229,6 +251,12 @@ impl OwnershipRecords {
         }
         self.versions.lock().remove(name);
         Ok(())
+    }
+
+    fn data(&self, host: &HostKey, owned: &Owned) -> BTreeMap<String, String> {
+        let mut data = data(host, owned);
+        data.insert(WRITER.to_owned(), self.writer.clone());
+        data
     }
 
     fn remember_version(&self, record: &ConfigMap) {
@@ -325,7 +353,8 @@ mod tests {
     #[tokio::test]
     async fn a_leader_of_the_past_does_not_overwrite_its_successor() {
         let api = FakeApi::default();
-        let [past, present] = [(), ()].map(|()| OwnershipRecords::new(api.client(), "system"));
+        let [past, present] =
+            ["0", "1"].map(|name| OwnershipRecords::new(api.client(), "system", name));
         let [one, two, three] = [1, 2, 3].map(|n| Owned::from([(id(n), None)]));
         past.store(&host(1), &one).await.unwrap();
         assert_eq!(present.load().await.unwrap(), [(host(1), one.clone())]);
@@ -338,6 +367,42 @@ mod tests {
         past.store(&host(1), &Owned::new()).await.unwrap();
         assert_eq!(present.load().await.unwrap(), []);
         assert!(present.store(&host(1), &one).await.is_ok());
+    }
+
+    /// Two leaders at once attach the same identity. The one whose PATCH fails must not take away the record of the other.
+    #[tokio::test]
+    async fn of_two_leaders_the_one_that_adopts_a_record_keeps_it() {
+        let api = FakeApi::default();
+        let [one, other] =
+            ["0", "1"].map(|name| OwnershipRecords::new(api.client(), "system", name));
+        let [mut failing, mut attaching] = [Ownership::default(), Ownership::default()];
+        let wanted = Owned::from([(id(1), None)]);
+        failing.claim(wanted.clone());
+        attaching.claim(wanted.clone());
+        assert_eq!(one.store(&host(1), &wanted).await.unwrap(), None);
+        let theirs = other.store(&host(1), &wanted).await.unwrap().unwrap();
+        attaching.adopt_foreign_record(theirs);
+        while !attaching.is_recorded(&wanted) {
+            let stored = other.store(&host(1), &attaching.owned).await.unwrap();
+            assert_eq!(stored, None);
+            attaching.on_recorded(attaching.owned.clone());
+        }
+        failing.unclaim();
+        let stored = one.store(&host(1), &failing.owned).await.unwrap();
+        assert_eq!(stored, Some(wanted.clone()), "it must learn of the other");
+        assert_eq!(other.load().await.unwrap(), [(host(1), wanted)]);
+    }
+
+    /// Another leader has detached an identity and taken it out of the record: before it is attached again it is recorded again.
+    #[test]
+    fn what_is_gone_from_the_host_may_be_gone_from_the_record() {
+        let mut ownership = Ownership::default();
+        let owned = Owned::from([(id(1), None)]);
+        ownership.recall(owned.clone());
+        ownership.confirm_record(|_| true);
+        assert!(ownership.is_recorded(&owned));
+        ownership.confirm_record(|_| false);
+        assert!(!ownership.is_recorded(&owned));
     }
 
     #[test]

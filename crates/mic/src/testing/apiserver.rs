@@ -158,8 +158,11 @@ impl Store {
             }
             (_, None) => return refusal(404),
             (&Method::DELETE, Some(object)) => {
-                let uid = &body["preconditions"]["uid"];
-                if !uid.is_null() && *uid != object["metadata"]["uid"] {
+                let differs = |field: &str| {
+                    let asked = &body["preconditions"][field];
+                    !asked.is_null() && *asked != object["metadata"][field]
+                };
+                if differs("uid") || differs("resourceVersion") {
                     return refusal(409);
                 }
                 self.delete(&key);

@@ -11,6 +11,8 @@ use crate::world::{Clock, NODES, World, config, names, until};
 
 /// How many worlds run at once.
 const WORLDS: u64 = 10;
+/// How many worlds with two leaders run at once.
+const TWO_LEADERS: u64 = 8;
 /// How many kills happen in each world.
 const KILLS: usize = 100;
 /// After every 10 kills, one leader may finish, and Azure and the objects are compared.
@@ -152,7 +154,18 @@ async fn killed_a_thousand_times_it_ends_in_agreement() {
 /// Two replicas lead at once, as when a paused process wakes up after its Lease was taken: here each holds a Lease of its own.
 #[tokio::test(start_paused = true)]
 async fn two_leaders_at_once_do_no_harm() {
-    let mut story = Story::new(Arc::new(Clock::start()), 77).await;
+    let clock = Arc::new(Clock::start());
+    let mut stories = JoinSet::new();
+    for seed in 1..=TWO_LEADERS {
+        stories.spawn(two_leaders(clock.clone(), seed));
+    }
+    while let Some(ended) = stories.join_next().await {
+        ended.unwrap();
+    }
+}
+
+async fn two_leaders(clock: Arc<Clock>, seed: u64) {
+    let mut story = Story::new(clock, seed).await;
     for round in 0..5 {
         let first = story.world.start(config("mic")).await;
         let mut other = config("other");

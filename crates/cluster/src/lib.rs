@@ -8,6 +8,7 @@
 //! | record an Event on an object | [`events`] |
 //! | write a status subresource | [`status`] |
 //! | read a Secret, or learn that it changed | [`secrets`] |
+//! | learn whether the API server prunes podid's fields | [`served_schema`] |
 //! | remove the startup taint of a node | [`taint`] |
 //! | tell an operator why the API server refused | [`error_text`] |
 
@@ -19,6 +20,7 @@ mod fake;
 pub mod lease;
 pub mod lenient;
 pub mod secrets;
+pub mod served_schema;
 pub mod status;
 pub mod taint;
 pub mod watch;

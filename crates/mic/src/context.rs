@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::host::cloud::HostClient;
 use crate::host::ownership::OwnershipRecords;
 use crate::index::{Effects, Index};
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::report::events::PendingEvent;
 use crate::type_upgrade::TypeUpgrade;
@@ -38,6 +39,7 @@ pub(crate) struct Context {
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) conditions: PendingConditions,
     pub(crate) type_upgrade: TypeUpgrade,
+    pub(crate) limits: Limits,
     /// The error of a write that was logged last, so that an outage is logged once and not for every object.
     pub(crate) last_write_error: Mutex<String>,
     events: mpsc::Sender<PendingEvent>,
@@ -75,6 +77,7 @@ impl Context {
             ready: watch::Sender::new(false),
             conditions: PendingConditions::default(),
             type_upgrade: TypeUpgrade::default(),
+            limits: Limits::default(),
             last_write_error: Mutex::default(),
             config,
             client,

@@ -53,6 +53,8 @@ fn gauges(context: &Context, watch_statuses: &WatchStatuses) -> Gauges {
         hosts: index.hosts.len(),
         assignments: index.desired.assignments().count(),
         quarantined: index.quarantine.len(),
+        is_schema_outdated: context.limits.is_schema_outdated(),
+        pruned: context.limits.pruned(),
         troubled: index.hosts.values().filter(|h| h.trouble.is_some()).count(),
         lag: index
             .hosts

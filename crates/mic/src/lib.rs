@@ -22,6 +22,7 @@
 //! | `assigned` | AzureAssignedIdentity objects: what to write, the work queue, the writers |
 //! | `report` | conditions of AzureIdentities, and Events |
 //! | `leadership` | leader election: when this replica may act |
+//! | `limits` | limits of bindings to service accounts, kept where pruning does not reach them |
 //! | `type_upgrade` | objects in the spelling of old versions |
 //! | `health`, `metrics` | `/healthz` and `/metrics` |
 
@@ -34,6 +35,7 @@ mod health;
 mod host;
 mod index;
 mod leadership;
+mod limits;
 mod meta;
 mod metrics;
 mod report;
@@ -217,6 +219,11 @@ fn start_writing(
             "type upgrade"
         });
     }
+    let limits = limits::keep(context.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        limits.await;
+        "limits"
+    });
     let recorder = EventRecorder::new(
         context.client.clone(),
         "podid-mic",

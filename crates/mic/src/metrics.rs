@@ -81,6 +81,8 @@ pub(crate) struct Gauges {
     pub(crate) hosts: usize,
     pub(crate) assignments: usize,
     pub(crate) quarantined: usize,
+    pub(crate) is_schema_outdated: bool,
+    pub(crate) pruned: usize,
     pub(crate) troubled: usize,
     pub(crate) lag: Duration,
     pub(crate) interrupted: Vec<(&'static str, bool)>,
@@ -217,6 +219,16 @@ impl Gauges {
                 self.quarantined,
             ),
             (
+                "podid_mic_schema_outdated",
+                "Whether the API server prunes spec.serviceAccounts of AzureIdentityBindings",
+                usize::from(self.is_schema_outdated),
+            ),
+            (
+                "podid_mic_pruned_bindings",
+                "AzureIdentityBindings that are limited to service accounts and have lost the field",
+                self.pruned,
+            ),
+            (
                 "podid_mic_hosts_in_trouble",
                 "Hosts that cannot be read or changed at present",
                 self.troubled,
@@ -308,6 +320,8 @@ mod tests {
         metrics.write_failed(WriteKind::Deletion);
         let text = metrics.text(&Gauges {
             leading: true,
+            is_schema_outdated: true,
+            pruned: 2,
             interrupted: vec![("Pod", false)],
             ..Gauges::default()
         });
@@ -324,6 +338,8 @@ mod tests {
             "aadpodidentity_mic_new_leader_election_count 1",
             "podid_mic_cloud_faults_count{fault=\"Throttled\"} 1",
             "podid_mic_leading 1",
+            "podid_mic_schema_outdated 1",
+            "podid_mic_pruned_bindings 2",
             "podid_mic_watch_interrupted{kind=\"Pod\"} 0",
         ] {
             assert!(

@@ -248,6 +248,7 @@ fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
             context
                 .type_upgrade
                 .on_seen(kind, plural, &key(&binding), is_legacy);
+            context.limits.on_seen(&key(&binding), &binding);
             match binding.facts() {
                 Ok(facts) => {
                     let meta = meta(&binding);
@@ -256,10 +257,14 @@ fn bindings(context: &Context, change: Change<AzureIdentityBinding>) {
                 Err(error) => malformed(context, &binding, &error, Index::delete_binding),
             }
         }
-        Change::Deleted(key) => context.update(|index| index.delete_binding(&key)),
+        Change::Deleted(key) => {
+            context.limits.on_deleted(&key);
+            context.update(|index| index.delete_binding(&key));
+        }
         Change::Listed(listed) => {
             let gone = context.index.lock().desired.bindings().not_in(&listed);
             for key in gone {
+                context.limits.on_deleted(&key);
                 context.update(|index| index.delete_binding(&key));
             }
         }

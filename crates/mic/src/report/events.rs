@@ -121,6 +121,14 @@ pub(crate) fn of_malformed(
     }
 }
 
+/// A warning on a binding whose limit the API server has pruned.
+pub(crate) fn of_pruned(binding: &ObjectKey, uid: &str, message: String) -> PendingEvent {
+    PendingEvent {
+        reason: "ServiceAccountsPruned",
+        ..of_malformed("AzureIdentityBinding", binding, uid, message)
+    }
+}
+
 fn reference(kind: &str, key: &ObjectKey, meta: Option<&Meta>) -> ObjectReference {
     ObjectReference {
         api_version: Some("aadpodidentity.k8s.io/v1".to_owned()),

@@ -11,9 +11,11 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Event};
 use kube::api::{DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
+use podid_api::binding::AzureIdentityBinding;
 use podid_api::{GROUP, VERSION};
 use podid_cluster::error_text::describe;
+use podid_cluster::served_schema::prunes_service_accounts;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -75,6 +77,10 @@ struct Report {
     assigned: usize,
     /// Identities that somebody else detached lately.
     drift: Vec<Drift>,
+    /// Whether the API server prunes `spec.serviceAccounts`.
+    schema_outdated: bool,
+    /// Bindings that are limited to service accounts and have lost the field.
+    pruned_bindings: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -141,6 +147,11 @@ impl Status {
         );
         report.controller = self.controller(&client, now).await?;
         report.drift = self.drift(&client, now).await;
+        // Best effort: an API server without OpenAPI says nothing of its schema.
+        report.schema_outdated = prunes_service_accounts(&client).await.unwrap_or_default();
+        let bindings = self.list(&client, "AzureIdentityBinding", "azureidentitybindings");
+        let bindings = bindings.await.unwrap_or_default();
+        report.pruned_bindings = bindings.into_iter().filter_map(pruned).collect();
         let mut out = std::io::stdout().lock();
         match self.output {
             Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
@@ -273,7 +284,9 @@ impl Report {
 
     fn is_well(&self) -> bool {
         let refused = |identity: &Identity| identity.ready == "False";
-        self.leads() && self.waiting.is_empty() && !self.identities.iter().any(refused)
+        let is_limited = !self.schema_outdated && self.pruned_bindings.is_empty();
+        let works = self.waiting.is_empty() && !self.identities.iter().any(refused);
+        self.leads() && works && is_limited
     }
 
     fn text(&self, all: bool) -> String {
@@ -288,6 +301,7 @@ impl Report {
             self.assigned,
             self.waiting.len(),
         )];
+        parts.extend(self.limits());
         let mut identities = Table::new(&[
             "NAMESPACE",
             "IDENTITY",
@@ -345,6 +359,25 @@ impl Report {
         parts.join("\n")
     }
 
+    /// What is wrong with limits of bindings to service accounts.
+    fn limits(&self) -> Option<String> {
+        let outdated = self.schema_outdated.then_some(
+            "Limits        the API server drops spec.serviceAccounts of bindings: podid crds --apply\n",
+        );
+        let pruned = (!self.pruned_bindings.is_empty()).then(|| {
+            let names = self.pruned_bindings.join(", ");
+            format!(
+                "Limits        have lost the field and stay limited: {names}; apply them again\n"
+            )
+        });
+        let lines: Vec<String> = outdated
+            .map(str::to_owned)
+            .into_iter()
+            .chain(pruned)
+            .collect();
+        (!lines.is_empty()).then(|| lines.concat())
+    }
+
     fn controller(&self) -> String {
         if let Some(elder) = &self.controller.elder {
             return format!("{elder} of AAD Pod Identity leads; podid waits for it");
@@ -359,6 +392,13 @@ impl Report {
             _ => "nobody leads: is podid mic running?".to_owned(),
         }
     }
+}
+
+/// The name of a binding whose limit the API server has pruned.
+fn pruned(object: DynamicObject) -> Option<String> {
+    let binding: AzureIdentityBinding = object.try_parse().ok()?;
+    let name = format!("{}/{}", binding.namespace()?, binding.name_any());
+    binding.is_pruned().then_some(name)
 }
 
 /// What an AzureAssignedIdentity that is not Assigned tells.

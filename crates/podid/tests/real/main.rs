@@ -15,6 +15,7 @@ mod kubectl;
 #[path = "../docs/pages.rs"]
 #[allow(dead_code, reason = "not every test needs all of it")]
 mod pages;
+mod pruned;
 #[path = "../world/azure.rs"]
 mod shared;
 mod shell;

@@ -77,6 +77,11 @@ pub enum Error {
         /// Where, with the next step.
         place: LostWhere,
     },
+    /// The network plugin takes the packets of pods past the rules.
+    #[error(
+        "the node's label kubernetes.azure.com/ebpf-host-routing=true says that the packets of pods pass by the node's netfilter hooks, and with them podid: the node's own identities are open to pods. Use nodes without eBPF host routing, or deny pods the metadata address by a policy of the network plugin"
+    )]
+    Bypassed,
     /// The rules contradict themselves.
     #[error("interception settings are wrong: {0}")]
     Rules(&'static str),
@@ -142,6 +147,8 @@ pub enum ErrorKind {
     NotCaught,
     /// Packets of pods are caught and do not arrive.
     Lost,
+    /// The network plugin takes the packets of pods past the rules.
+    Bypassed,
     /// The rules contradict themselves.
     Rules,
     /// Neither backend works here.
@@ -160,6 +167,7 @@ impl Error {
             Self::PodMark { .. } => ErrorKind::PodMark,
             Self::NotCaught { .. } => ErrorKind::NotCaught,
             Self::Lost { .. } => ErrorKind::Lost,
+            Self::Bypassed => ErrorKind::Bypassed,
             Self::Rules(_) => ErrorKind::Rules,
             Self::NoBackend { .. } => ErrorKind::NoBackend,
         }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::arrivals::{Arrivals, Lost};
 use crate::changes::Changes;
-use crate::{Backend, Error, Rules, conntrack, proof};
+use crate::{Backend, Error, Rules, conntrack, data_path, proof};
 
 /// Pause after the first failure; it doubles up to the interval.
 const FIRST_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -46,6 +46,8 @@ pub struct State {
     pub arrived: u64,
     /// How many were caught and did not arrive.
     pub lost: Lost,
+    /// A network plugin that may take the packets of pods past the rules, while none has arrived.
+    pub unproven: Option<&'static str>,
     /// Why the last look failed, for a person; `None` when it did not.
     pub trouble: Option<String>,
 }
@@ -57,6 +59,7 @@ pub struct Keeper {
     rules: Rules,
     interval: Duration,
     state: watch::Sender<State>,
+    bypassed: watch::Sender<bool>,
 }
 
 impl Keeper {
@@ -68,6 +71,7 @@ impl Keeper {
             rules,
             interval,
             state: watch::Sender::new(State::default()),
+            bypassed: watch::Sender::new(false),
         }
     }
 
@@ -76,12 +80,19 @@ impl Keeper {
         self.state.subscribe()
     }
 
+    /// For whoever knows that the network plugin takes the packets of pods past the rules, so that rules in place are worth nothing.
+    pub fn bypassed(&self) -> watch::Sender<bool> {
+        self.bypassed.clone()
+    }
+
     /// Puts the rules in place at once and repairs them until shutdown, as soon as the kernel reports a change and after every
     /// interval. A failure is retried for ever, with growing pauses. The rules stay when this returns; [`Backend::cleanup`]
     /// removes them.
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut retry = FIRST_RETRY_DELAY;
         let mut arrivals = Arrivals::default();
+        let mut bypassed = self.bypassed.subscribe();
+        self.suspect().await;
         let changes = Changes::subscribe()
             .inspect_err(|error| {
                 warn!(reason = %error, "the kernel does not tell of changes; the rules are looked at now and then");
@@ -115,8 +126,23 @@ impl Keeper {
                 () = tokio::time::sleep(pause) => {}
                 () = changed => {}
                 () = self.read_counters(&mut arrivals) => {}
+                // This keeper has the sender.
+                _ = bypassed.changed() => {}
             }
         }
+    }
+
+    /// Tells of a network plugin that may take packets past the rules.
+    async fn suspect(&self) {
+        let Ok(Some(plugin)) = data_path::suspect().await else {
+            return;
+        };
+        warn!(
+            plugin,
+            "the network plugin may take packets of pods past the node's netfilter hooks, and with them podid (Cilium with eBPF host routing, OVN-Kubernetes without the gateway mode local): the node's own identities would be open to pods. Nothing is proven until a request of a pod arrives"
+        );
+        self.state
+            .send_modify(|state| state.unproven = Some(plugin));
     }
 
     /// Reads the counters of the rules until they say something else about the arrival of packets.
@@ -136,6 +162,7 @@ impl Keeper {
                     state.reads += 1;
                     state.arrived = arrived;
                     state.lost = lost;
+                    state.unproven = state.unproven.filter(|_| arrived == 0);
                 });
             }
             if arrivals.lost() != before {
@@ -163,6 +190,9 @@ impl Keeper {
             });
         }
         proof::prove(&self.rules).await?;
+        if *self.bypassed.borrow() {
+            return Err(Error::Bypassed);
+        }
         arrivals.check()?;
         let cut = if first && !self.rules.withdrawing {
             self.cut().await

@@ -31,6 +31,7 @@ mod bpf;
 mod changes;
 mod command;
 mod conntrack;
+mod data_path;
 mod error;
 pub mod handover;
 mod iptables;

@@ -234,3 +234,52 @@ fn one_pod_that_is_denied_is_counted_and_no_fault(
         assert!(counted.arrived > 0 && counted.in_place);
     });
 }
+
+/// The node's label says that packets of pods pass by.
+#[test]
+fn rules_that_are_bypassed_are_not_in_place() {
+    let world = World::new();
+    let _nmi = world.nmi(NMI);
+    world.node.block_on(|| async {
+        let keeper = Keeper::new(
+            Backend::Nftables,
+            Rules::default(),
+            Duration::from_secs(3600),
+        );
+        let (mut state, bypassed) = (keeper.state(), keeper.bypassed());
+        let story = async {
+            until(&mut state, |state| state.in_place).await;
+            bypassed.send_replace(true);
+            let told = until(&mut state, |state| !state.in_place).await;
+            assert!(told.trouble.unwrap().contains("ebpf-host-routing"));
+        };
+        tokio::select! {
+            () = keeper.run(CancellationToken::new()) => panic!("the keeper ended"),
+            () = story => {}
+        }
+    });
+}
+
+/// Whether packets pass by is not known before one arrives.
+#[test]
+fn a_link_of_cilium_is_told_until_a_request_arrives() {
+    let world = World::new();
+    let _nmi = world.nmi(NMI);
+    world
+        .node
+        .run("ip link add cilium_host type veth peer name cilium_net");
+    let world = &world;
+    kept(
+        world,
+        Backend::Nftables,
+        &Rules::default(),
+        |mut state| async move {
+            let first = until(&mut state, |state| state.in_place).await;
+            assert_eq!(first.unproven, Some("Cilium"));
+            reads(&mut state).await;
+            assert!(world.pod.ask(METADATA).unwrap().starts_with("nmi "));
+            let proven = until(&mut state, |state| state.arrived > 0).await;
+            assert_eq!(proven.unproven, None);
+        },
+    );
+}

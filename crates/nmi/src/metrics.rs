@@ -88,6 +88,7 @@ pub struct Metrics {
     in_place: Gauge,
     rule_changes: Family<Outcome, Gauge>,
     packets: Family<Outcome, Gauge>,
+    unproven: Gauge,
 }
 
 impl Default for Metrics {
@@ -188,6 +189,12 @@ impl Default for Metrics {
                 "podid_nmi_interception_packets",
                 "First packets of pods' connections that were intercepted, by whether they arrived behind all rules of the node or where they were lost, since the start",
                 Family::default(),
+            ),
+            unproven: add(
+                &mut registry,
+                "podid_nmi_interception_unproven",
+                "1 while the network plugin may take packets of pods past the interception rules and none has arrived",
+                Gauge::default(),
             ),
             registry: RwLock::new(registry),
             interception: OnceLock::new(),
@@ -300,6 +307,7 @@ impl Metrics {
                 .get_or_create(&Outcome { reason })
                 .set(count);
         }
+        self.unproven.set(i64::from(state.unproven.is_some()));
         for (reason, count) in [
             ("arrived", state.arrived),
             ("lost_before_input", state.lost.before_input),

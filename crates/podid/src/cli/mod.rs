@@ -6,6 +6,7 @@ mod boot_rules;
 mod cloud;
 pub mod compat;
 mod crds;
+mod data_path;
 #[cfg(feature = "simulators")]
 mod demo;
 mod detach_all;

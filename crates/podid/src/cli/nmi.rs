@@ -18,6 +18,7 @@ use podid_policy::matching::Scope;
 use tokio::sync::watch;
 
 use super::compat::{Logging, duration};
+use super::data_path;
 use super::ignored::Ignored;
 use super::interception::InterceptionTask;
 use super::kubenet::{self, KUBENET};
@@ -243,13 +244,18 @@ impl Nmi {
         let doors = self.doors(address, &rules, &mut inheritance).await?;
         let client = api_client::client(self.kubeconfig.as_deref()).await?;
         let mark = intercepts.then_some(rules.mark_own);
-        let upstream = self.upstream(client.clone(), mark)?;
+        let (upstream, labels) = (self.upstream(client.clone(), mark)?, client.clone());
         let (active, is_active) = watch::channel(!intercepts);
         let config = self.config()?;
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
         let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active)
             .with_startup_taint(self.startup_taint.clone());
         let interception = self.interception_task(rules, &nmi).await?;
+        if let InterceptionTask::Keep(keeper) = &interception {
+            let node = self.node.clone().unwrap_or_default();
+            // It ends with the runtime.
+            tokio::spawn(data_path::read_label(labels, node, keeper.bypassed()));
+        }
         let listeners = nmi.inherit(doors, &mut inheritance).await?;
         if let Some(path) = handover {
             nmi = nmi.with_takeover(path, inheritance.predecessor());

@@ -82,6 +82,8 @@ fn nmi(mode: Mode) -> Vec<Value> {
     vec![
         rule("", &["pods"], &["list", "watch"]),
         rule(CRDS, &kinds, &["list", "watch"]),
+        // Its labels say whether packets of pods pass by the rules.
+        rule("", &["nodes"], &["get"]),
     ]
 }
 

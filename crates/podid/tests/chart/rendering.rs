@@ -300,11 +300,11 @@ async fn each_switch_changes_what_it_says_and_nothing_else() {
 
     let host = with(&["nmi.interceptHostNetwork=pods", "nmi.interception=nftables"]).await;
     let pod = &find(&host, "DaemonSet", "podid-nmi").unwrap()["spec"]["template"]["spec"];
-    assert_eq!(pod["volumes"][3]["hostPath"]["path"], "/sys/fs/cgroup");
-    assert_eq!(pod["volumes"][4]["hostPath"]["path"], "/sys/fs/bpf");
+    assert_eq!(pod["volumes"][2]["hostPath"]["path"], "/sys/fs/cgroup");
+    assert_eq!(pod["volumes"][3]["hostPath"]["path"], "/sys/fs/bpf");
     let nmi = &pod["containers"][0];
-    assert_eq!(nmi["volumeMounts"][4]["mountPath"], "/host/sys/fs/bpf");
-    assert_eq!(nmi["securityContext"]["capabilities"]["add"][3], "BPF");
+    assert_eq!(nmi["volumeMounts"][3]["mountPath"], "/host/sys/fs/bpf");
+    assert_eq!(nmi["securityContext"]["capabilities"]["add"][2], "BPF");
     are_taken("nmi", &pod["containers"][0]["args"]);
 
     let limited = with(&["nmi.podRequestsPerSecond=20", "nmi.hostTokenLoopback=true"]).await;

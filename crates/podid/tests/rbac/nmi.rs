@@ -139,7 +139,8 @@ async fn whoever_has_nmis_token_can_look_and_change_nothing() {
         "azurepodidentityexceptions",
         "azureassignedidentities",
     ];
-    let look = pairs(&kinds, &["list", "watch"]);
+    let node = pairs(&["nodes"], &["get"]);
+    let look = &pairs(&kinds, &["list", "watch"]) | &node;
     let plain = Node::build("standard", &[]).await;
     for namespace in ["default", "kube-system", "podid"] {
         let may = BTreeSet::from_iter(plain.may(namespace).await);
@@ -147,7 +148,7 @@ async fn whoever_has_nmis_token_can_look_and_change_nothing() {
     }
     let managed = Node::build("managed", &[]).await;
     let may = BTreeSet::from_iter(managed.may("default").await);
-    assert_eq!(may, pairs(&kinds[..4], &["list", "watch"]));
+    assert_eq!(may, &pairs(&kinds[..4], &["list", "watch"]) | &node);
     // That is enough there.
     let nmi = managed.start("managed");
     managed

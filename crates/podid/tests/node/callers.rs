@@ -53,7 +53,7 @@ fn steal(theft: &Namespace, node: &str) {
     let taken = theft.exec(&thief, &["sh", "-c", &take]);
     assert!(taken.status.success(), "{}", text(&taken));
     for _ in 0..3 {
-        let (status, body) = ask_from(&theft, &thief, address);
+        let (status, body) = ask_from(theft, &thief, address);
         // The bridge believes the thief, who is answered; a link of its own leads to the owner, whoever asks.
         let expected = if node == "n1" { 500 } else { 0 };
         assert_eq!(status, expected, "on {node}: {body}");

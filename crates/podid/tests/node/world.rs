@@ -26,6 +26,8 @@ pub const NODES: [&str; 2] = ["n1", "n2"];
 
 /// Where podid is installed when a test begins.
 static WITH_PODID: RwLock<Option<World>> = RwLock::new(None);
+/// Where it is not. Its tests wait for most of their time: it costs less than the time that they would hold the other.
+static WITHOUT_PODID: RwLock<Option<World>> = RwLock::new(None);
 
 pub struct World {
     pub cluster: Cluster,
@@ -64,6 +66,14 @@ pub fn world() -> MappedRwLockReadGuard<'static, World> {
 pub fn world_alone() -> MappedRwLockWriteGuard<'static, World> {
     let world = RwLockWriteGuard::map(WITH_PODID.write(), mended);
     world.disturbed.store(true, Ordering::Relaxed);
+    world
+}
+
+/// A cluster on which podid is not installed, alone.
+pub fn world_without_podid() -> MappedRwLockWriteGuard<'static, World> {
+    // Nobody would lift a taint.
+    let world = RwLockWriteGuard::map(WITHOUT_PODID.write(), |slot| built(slot, json!([])));
+    world.nodes_are_ready();
     world
 }
 

@@ -69,6 +69,17 @@ pub fn kubernetes() -> Result<PathBuf> {
     )
 }
 
+/// The folder with the disk, the kernel and the initial RAM disk of a virtual machine that is a node: from the cache of `tools/setup`,
+/// built when they are not there.
+///
+/// # Errors
+/// When they cannot be had, saying what to do.
+pub fn virtual_machine() -> Result<PathBuf> {
+    build("tools/vm/build").context(
+        "the disk of a virtual machine is neither cached nor can it be built: run tools/setup, as root",
+    )
+}
+
 /// The program helm: from the cache of `tools/setup`, built when it is not there.
 ///
 /// # Errors

@@ -65,9 +65,13 @@ impl Pki {
         self.write(name, &self.authority.server(&[node], &[address])?)
     }
 
-    /// A kubeconfig of a user.
+    /// A kubeconfig of a user, made once: others may be reading it.
     pub(super) fn kubeconfig(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
         let file = user.replace(':', "-");
+        let path = self.path(&format!("{file}.kubeconfig"));
+        if path.exists() {
+            return Ok(path);
+        }
         self.write(&file, &self.authority.client(user, group)?)?;
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "cluster",
@@ -77,7 +81,6 @@ impl Pki {
                 "client-certificate": self.path(&format!("{file}.crt")), "client-key": self.path(&format!("{file}.key")) } }],
             "contexts": [{ "name": "cluster", "context": { "cluster": "cluster", "user": "user" } }],
         });
-        let path = self.path(&format!("{file}.kubeconfig"));
         fs::write(&path, config.to_string())?;
         Ok(path)
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   fabric  10.9.0.1 (API server, Azure), 169.254.169.254 (metadata service)
 //!     └─ bridge ─┬─ veth ─ n1 10.9.0.11, pods 10.244.1.0/24
-//!                └─ veth ─ n2 10.9.0.12, pods 10.244.2.0/24
+//!                └─ veth, or tap of a virtual machine ─ n2 10.9.0.12, pods 10.244.2.0/24
 //! ```
 //!
 //! The namespace has no name and lives as long as somebody is in it, so that nothing is left of it.
@@ -82,10 +82,15 @@ impl Fabric {
         inside(&format!("ip route add default via {FABRIC}"))?;
         // As network plugins demand of a node: packets that cross a bridge are shown to the IP rules.
         inside("sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1")?;
-        run(
-            "ip",
-            &words(&format!("route replace {} via {address}", pods(number))),
-        )
+        route_to_pods(number)
+    }
+
+    /// Makes a tap device into which a virtual machine plugs its network card, with a route to its pods. This thread is in the fabric.
+    pub(super) fn plug_tap(&self, name: &str, number: u8) -> Result<()> {
+        run("ip", &words(&format!("tuntap add {name} mode tap")))?;
+        run("ip", &words(&format!("link set {name} master {BRIDGE} up")))?;
+        // The route is there before the machine is.
+        route_to_pods(number)
     }
 
     /// Takes a node off; its own end goes with its namespace.
@@ -103,6 +108,11 @@ pub(super) fn address(number: u8) -> Ipv4Addr {
 /// The range of a node's pods. All are in 10.244.0.0/16.
 pub(super) fn pods(number: u8) -> String {
     format!("10.244.{number}.0/24")
+}
+
+fn route_to_pods(number: u8) -> Result<()> {
+    let route = format!("route replace {} via {}", pods(number), address(number));
+    run("ip", &words(&route))
 }
 
 fn words(line: &str) -> Vec<&str> {

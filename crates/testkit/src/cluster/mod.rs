@@ -1,4 +1,5 @@
-//! A real Kubernetes cluster on this machine: control plane, and nodes with kubelet, containerd, kube-proxy and CNI plugins.
+//! A real Kubernetes cluster on this machine: control plane, and nodes with kubelet, containerd, kube-proxy and CNI plugins, which are
+//! namespaces or virtual machines.
 //!
 //! Needs root and control groups. A guardian process ends all of it when the test process does, however that ends; the next test process
 //! ends what a killed guardian has left.
@@ -7,6 +8,8 @@ mod control_plane;
 mod fabric;
 mod groups;
 mod node;
+mod node_config;
+mod vm;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +22,9 @@ use control_plane::{ControlPlane, Pki};
 use groups::Guardian;
 
 pub use fabric::{FABRIC, Fabric};
-pub use node::{NetworkPlugin, Node, NodeConfig, Program, ProxyMode};
+pub use node::{Node, Program};
+pub use node_config::{NetworkPlugin, NodeConfig, ProxyMode};
+pub use vm::VirtualMachine;
 
 use crate::scratch;
 use crate::tools::{self, Kubernetes};
@@ -43,7 +48,11 @@ pub struct Cluster {
     /// The network that they are on.
     pub fabric: Fabric,
     programs: Kubernetes,
+    pki: Pki,
     admin: PathBuf,
+    /// The name of its control groups.
+    groups: String,
+    sandbox_image: String,
     folder: TempDir,
 }
 
@@ -105,7 +114,10 @@ impl Cluster {
             _guardian: guardian,
             fabric,
             programs,
+            pki,
             admin,
+            groups: name,
+            sandbox_image: config.sandbox_image,
             folder,
         })
     }
@@ -126,6 +138,30 @@ impl Cluster {
                 .try_for_each(|import| import.join().map_err(|_| anyhow!("the thread died"))?)
         })?;
         Ok(std::fs::remove_file(&archive)?)
+    }
+
+    /// Powers on a virtual machine as one more node, with the images of the first node, on which no pod runs yet. It boots
+    /// while the caller does other things; it ends before the cluster.
+    ///
+    /// # Errors
+    /// When QEMU is missing, or the machine's disks cannot be made.
+    pub fn power_on_virtual_machine(&self, config: NodeConfig) -> Result<VirtualMachine> {
+        let first = self.nodes.first().context("the images are a node's")?;
+        let number = u8::try_from(self.nodes.len() + 1)?;
+        let plan = vm::Plan {
+            config,
+            number,
+            cluster: &self.groups,
+            folder: self.folder(),
+            images: &first.disk_of_images(),
+            sandbox_image: &self.sandbox_image,
+            pki: &self.pki,
+        };
+        // Its database must not change while it is copied.
+        first.kill(Program::Containerd);
+        let machine = VirtualMachine::power_on(plan, &self.fabric);
+        first.start_all()?;
+        machine
     }
 
     /// Power on a node that was powered off, as an administrator does who starts a machine again.

@@ -11,58 +11,21 @@
 //! namespace alone.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
 
 use super::control_plane::Pki;
-use super::fabric::{self, Fabric};
+use super::fabric::Fabric;
 use super::groups::NodeGroups;
+use super::node_config::{CONTAINERD_SOCKET, Machine, NodeConfig, write_files};
 use crate::process::{Process, command};
 use crate::tools::Kubernetes;
 
 const UP_WITHIN: Duration = Duration::from_secs(30);
-const SOCKET: &str = "/run/containerd/containerd.sock";
-
-/// How a node connects its pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkPlugin {
-    /// To a bridge with the others, as kubenet and flannel do.
-    Bridge,
-    /// By a link of its own and a route, as Azure CNI and Calico do.
-    Ptp,
-}
-
-/// What kube-proxy writes Services into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyMode {
-    /// nftables.
-    Nftables,
-    /// iptables.
-    Iptables,
-}
-
-/// How a node is made.
-#[derive(Debug, Clone)]
-pub struct NodeConfig {
-    /// Its name, at most ten letters long.
-    pub name: String,
-    /// How its pods are connected.
-    pub network_plugin: NetworkPlugin,
-    /// How Services reach their pods.
-    pub proxy_mode: ProxyMode,
-    /// What the cloud calls it.
-    pub provider_id: String,
-    /// Taints with which its kubelet registers it, as Kubernetes writes them.
-    pub taints: Value,
-    /// Files of root's alone that are on its disk from the start: path and content.
-    pub files: Vec<(PathBuf, String)>,
-}
 
 /// A program of a node's that can be killed and started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,100 +96,19 @@ impl Node {
         ] {
             fs::create_dir_all(node.folder.join(folder))?;
         }
-        node.configure(pki, sandbox_image)?;
+        let machine = Machine::Namespaces {
+            cgroup_root: format!("/{}/{}", node.cluster, node.name()),
+        };
+        let files = node
+            .config
+            .all_files(number, &machine, pki, sandbox_image)?;
+        write_files(&node.folder, &files)?;
         Ok(node)
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.config.name
-    }
-
-    fn configure(&self, pki: &Pki, sandbox_image: &str) -> Result<()> {
-        let name = self.name();
-        let tls = format!("kubelet-{name}");
-        pki.kubelet_server(&tls, name, fabric::address(self.number).into())?;
-        pki.kubeconfig(&format!("system:node:{name}"), Some("system:nodes"))?;
-        let containerd = include_str!("containerd.toml").replace("SANDBOX_IMAGE", sandbox_image);
-        self.write("/etc/kubernetes/containerd.toml", &containerd)?;
-        self.write(
-            "/etc/kubernetes/kubelet.yaml",
-            &self.kubelet(pki, &tls)?.to_string(),
-        )?;
-        let proxy = self.kube_proxy(pki)?.to_string();
-        self.write("/etc/kubernetes/kube-proxy.yaml", &proxy)?;
-        self.write("/etc/kubernetes/resolv.conf", "")?;
-        self.write(
-            "/etc/cni/net.d/10-pods.conflist",
-            &self.network().to_string(),
-        )?;
-        for (path, content) in &self.config.files {
-            self.write(&path.display().to_string(), content)?;
-        }
-        Ok(())
-    }
-
-    /// Puts a file on the disk of a node that is off.
-    fn write(&self, path: &str, content: &str) -> Result<()> {
-        let path = self.folder.join(path.trim_start_matches('/'));
-        fs::create_dir_all(path.parent().context("a folder")?)?;
-        fs::write(&path, content)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        Ok(())
-    }
-
-    fn kubelet(&self, pki: &Pki, tls: &str) -> Result<Value> {
-        let root = format!("/{}/{}", self.cluster, self.name());
-        Ok(json!({
-            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-            "authentication": {
-                "anonymous": { "enabled": false }, "webhook": { "enabled": true },
-                "x509": { "clientCAFile": pki.path("ca.crt") },
-            },
-            "authorization": { "mode": "Webhook" },
-            "tlsCertFile": pki.path(&format!("{tls}.crt")), "tlsPrivateKeyFile": pki.path(&format!("{tls}.key")),
-            "cgroupDriver": "cgroupfs", "cgroupRoot": root, "failCgroupV1": false, "failSwapOn": false,
-            "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
-            // Where nobody makes the folder of the default.
-            "volumePluginDir": "/var/lib/kubelet/volumeplugins",
-            "resolvConf": "/etc/kubernetes/resolv.conf", "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
-            "providerID": self.config.provider_id, "registerWithTaints": self.config.taints,
-            "nodeStatusUpdateFrequency": "5s", "syncFrequency": "10s",
-            "maxPods": 120,
-            // The machine's disk is no concern of these tests.
-            "evictionHard": { "memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%" },
-            "imageGCHighThresholdPercent": 100,
-            // A test waits for pods, not for a server that is spared.
-            "kubeAPIQPS": 100, "kubeAPIBurst": 200, "serializeImagePulls": false,
-        }))
-    }
-
-    fn kube_proxy(&self, pki: &Pki) -> Result<Value> {
-        let mode = match self.config.proxy_mode {
-            ProxyMode::Nftables => "nftables",
-            ProxyMode::Iptables => "iptables",
-        };
-        Ok(json!({
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-            "mode": mode, "hostnameOverride": self.name(), "clusterCIDR": "10.244.0.0/16",
-            "clientConnection": { "kubeconfig": pki.kubeconfig("system:kube-proxy", None)? },
-            // These are the whole machine's.
-            "conntrack": { "maxPerCore": 0, "tcpCloseWaitTimeout": "0s", "tcpEstablishedTimeout": "0s" },
-        }))
-    }
-
-    fn network(&self) -> Value {
-        let mut plugin = match self.config.network_plugin {
-            NetworkPlugin::Bridge => {
-                json!({ "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true })
-            }
-            NetworkPlugin::Ptp => json!({ "type": "ptp" }),
-        };
-        plugin["ipMasq"] = json!(true);
-        plugin["ipam"] = json!({
-            "type": "host-local", "ranges": [[{ "subnet": fabric::pods(self.number) }]], "routes": [{ "dst": "0.0.0.0/0" }],
-        });
-        json!({ "cniVersion": "0.4.0", "name": "pods", "plugins": [plugin, { "type": "portmap", "capabilities": { "portMappings": true } }] })
     }
 
     /// Makes the machine and starts containerd on it. This thread is in the fabric.
@@ -267,7 +149,7 @@ impl Node {
         *self.machine.lock() = Some((holder, groups));
         self.start(Program::Containerd)?;
         while !self
-            .run(&["ctr", "--address", SOCKET, "version"])?
+            .run(&["ctr", "--address", CONTAINERD_SOCKET, "version"])?
             .status
             .success()
         {
@@ -303,25 +185,16 @@ impl Node {
     pub fn start(&self, program: Program) -> Result<()> {
         let name = program.name();
         let own = self.assets.join(name).display().to_string();
-        let user = |user: &str| {
-            format!(
-                "--kubeconfig={}/pki/{user}.kubeconfig",
-                self.cluster_folder()
-            )
-        };
         let words: Vec<String> = match program {
             Program::Containerd => ["containerd", "--config", "/etc/kubernetes/containerd.toml"]
                 .map(str::to_owned)
                 .to_vec(),
             Program::KubeProxy => vec![own, "--config=/etc/kubernetes/kube-proxy.yaml".to_owned()],
-            Program::Kubelet => vec![
-                own,
-                "--config=/etc/kubernetes/kubelet.yaml".to_owned(),
-                user(&format!("system-node-{}", self.name())),
-                format!("--hostname-override={}", self.name()),
-                format!("--node-ip={}", fabric::address(self.number)),
-                "--v=2".to_owned(),
-            ],
+            Program::Kubelet => {
+                let pki = format!("{}/pki", self.cluster_folder());
+                let arguments = self.config.kubelet_arguments(self.number, &pki);
+                std::iter::once(own).chain(arguments).collect()
+            }
         };
         let machine = self.machine.lock();
         let (holder, groups) = machine.as_ref().context("the node is off")?;
@@ -415,7 +288,7 @@ impl Node {
         let import = [
             "ctr",
             "--address",
-            SOCKET,
+            CONTAINERD_SOCKET,
             "-n",
             "k8s.io",
             "images",
@@ -431,6 +304,11 @@ impl Node {
             );
         }
         Ok(())
+    }
+
+    /// The folder in which its containerd keeps images.
+    pub(super) fn disk_of_images(&self) -> PathBuf {
+        self.folder.join("containerd")
     }
 
     /// The end of what each of its programs has said.

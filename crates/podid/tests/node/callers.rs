@@ -1,27 +1,9 @@
 //! Who is given what: a stolen address, an exempt pod, a pod on the host's network, and pods without the label.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::namespace::{Namespace, bound, pod};
-use crate::world::{NODES, TOKEN, World, text, world, world_alone};
-
-/// A pod that may do to its own network what it likes.
-fn network_admin(name: &str, node: &str) -> Value {
-    let mut thief = pod(name, node);
-    thief["spec"]["containers"][0]["securityContext"] =
-        json!({ "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] } });
-    thief
-}
-
-/// Asks for a token from an address that the pod has taken.
-fn ask_from(namespace: &Namespace, pod: &str, address: &str) -> (u16, String) {
-    let curl = format!(
-        "curl -sS --max-time 5 --interface {address} -w \\n%{{http_code}} -H Metadata:true {TOKEN}"
-    );
-    let said = text(&namespace.exec(pod, &curl.split(' ').collect::<Vec<_>>()));
-    let (body, status) = said.trim_end().rsplit_once('\n').unwrap_or(("", &said));
-    (status.parse().unwrap_or(0), body.to_owned())
-}
+use crate::namespace::{Namespace, bound, network_admin, pod, reaches_node};
+use crate::world::{NODES, World, text, world, world_alone};
 
 #[test]
 fn a_neighbours_address_gives_nothing() {
@@ -53,7 +35,7 @@ fn steal(theft: &Namespace, node: &str) {
     let taken = theft.exec(&thief, &["sh", "-c", &take]);
     assert!(taken.status.success(), "{}", text(&taken));
     for _ in 0..3 {
-        let (status, body) = ask_from(theft, &thief, address);
+        let (status, body) = theft.ask_from(&thief, address);
         // The bridge believes the thief, who is answered; a link of its own leads to the owner, whoever asks.
         let expected = if node == "n1" { 500 } else { 0 };
         assert_eq!(status, expected, "on {node}: {body}");
@@ -78,24 +60,6 @@ fn a_pod_without_the_label_is_refused_and_one_with_it_is_served() {
         assert_eq!(status, 400, "{body}");
         assert!(body.to_string().contains("has no label"), "{body}");
     }
-}
-
-/// Whether a pod reads what the node's own metadata service knows of the machine, which nmi gives to no pod.
-fn reaches_node(namespace: &Namespace, pod: &str) -> bool {
-    let url = "http://169.254.169.254/metadata/instance?api-version=2021-02-01";
-    let said = namespace.exec(
-        pod,
-        &[
-            "curl",
-            "-sS",
-            "--max-time",
-            "10",
-            "-H",
-            "Metadata:true",
-            url,
-        ],
-    );
-    text(&said).contains("subscriptionId")
 }
 
 #[test]

@@ -29,6 +29,32 @@ pub fn bound(mut pod: Value) -> Value {
     pod
 }
 
+/// A pod that may do to its own network what it likes.
+pub fn network_admin(name: &str, node: &str) -> Value {
+    let mut thief = pod(name, node);
+    thief["spec"]["containers"][0]["securityContext"] =
+        json!({ "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] } });
+    thief
+}
+
+/// Whether a pod reads what the node's own metadata service knows of the machine, which nmi gives to no pod.
+pub fn reaches_node(namespace: &Namespace, pod: &str) -> bool {
+    let url = "http://169.254.169.254/metadata/instance?api-version=2021-02-01";
+    let said = namespace.exec(
+        pod,
+        &[
+            "curl",
+            "-sS",
+            "--max-time",
+            "10",
+            "-H",
+            "Metadata:true",
+            url,
+        ],
+    );
+    text(&said).contains("subscriptionId")
+}
+
 impl<'a> Namespace<'a> {
     pub fn new(world: &'a World, name: &str) -> Self {
         let identity = world.identity(name);
@@ -111,6 +137,16 @@ impl<'a> Namespace<'a> {
         let (body, status) = said.trim_end().rsplit_once('\n').unwrap_or_default();
         let body = serde_json::from_str(body).unwrap_or_default();
         (status.parse().unwrap_or(0), body)
+    }
+
+    /// What a pod is answered when it asks from an address that it has taken.
+    pub fn ask_from(&self, pod: &str, address: &str) -> (u16, String) {
+        let curl = format!(
+            "curl -sS --max-time 5 --interface {address} -w \\n%{{http_code}} -H Metadata:true {TOKEN}"
+        );
+        let said = text(&self.exec(pod, &curl.split(' ').collect::<Vec<_>>()));
+        let (body, status) = said.trim_end().rsplit_once('\n').unwrap_or(("", &said));
+        (status.parse().unwrap_or(0), body.to_owned())
     }
 
     /// Whether an answer has a token of the namespace's identity.

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::azure::{GROUP, Simulated};
 
 /// How long anything may take that a test waits for.
-pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(90);
+pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(240);
 pub const TAINT: &str = "podid.io/agent-not-ready";
 pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 pub const NODES: [&str; 2] = ["n1", "n2"];
@@ -91,25 +91,28 @@ fn mended(slot: &mut Option<World>) -> &mut World {
 
 impl World {
     fn build(taints: &Value) -> Self {
+        let nodes = [
+            ("n1", (NetworkPlugin::Bridge, ProxyMode::Nftables)),
+            ("n2", (NetworkPlugin::Ptp, ProxyMode::Iptables)),
+        ];
+        Self::with_nodes(&nodes, taints)
+    }
+
+    /// A cluster of these nodes, which register with these taints. podid is not there.
+    pub fn with_nodes(nodes: &[(&str, (NetworkPlugin, ProxyMode))], taints: &Value) -> Self {
         let started = Instant::now();
         let (tag, app) = (tools::images().unwrap(), tools::app_image().unwrap());
         let app = format!("localhost/podid/app:{app}");
         let fabric = Fabric::build().unwrap();
         fabric.enter().unwrap();
         let azure = Simulated::start(&fabric);
-        let node = |name: &str, number: u32, network_plugin, proxy_mode| NodeConfig {
-            name: name.to_owned(),
-            network_plugin,
-            proxy_mode,
-            provider_id: Control::provider_id(&azure.scale_set, number),
-            taints: taints.clone(),
-            files: azure.files(),
-        };
+        let nodes = (0..).zip(nodes).map(|(number, (name, network))| {
+            let mut node = node_config(&azure, name, number, *network);
+            node.taints = taints.clone();
+            node
+        });
         let config = Config {
-            nodes: vec![
-                node("n1", 0, NetworkPlugin::Bridge, ProxyMode::Nftables),
-                node("n2", 1, NetworkPlugin::Ptp, ProxyMode::Iptables),
-            ],
+            nodes: nodes.collect(),
             images: ["mic", "nmi"]
                 .map(|image| format!("localhost/podid/{image}:{tag}"))
                 .into_iter()
@@ -297,17 +300,35 @@ impl World {
     }
 }
 
+/// A node that is this one by number in the scale set.
+pub fn node_config(
+    azure: &Simulated,
+    name: &str,
+    number: u32,
+    (network_plugin, proxy_mode): (NetworkPlugin, ProxyMode),
+) -> NodeConfig {
+    NodeConfig {
+        name: name.to_owned(),
+        network_plugin,
+        proxy_mode,
+        provider_id: Control::provider_id(&azure.scale_set, number),
+        taints: json!([]),
+        files: azure.files(),
+    }
+}
+
 /// A duration for the notes.
 pub fn figure(what: &str, took: Duration) {
     note(&format!("{:>8.2} s  {what}", took.as_secs_f64()));
 }
 
-/// A line for the notes: `--nocapture` shows them, and they are kept in `target/tmp/node-figures.txt`.
+/// A line for the notes: `--nocapture` shows them, and they are kept in `target/tmp/*-figures.txt`.
 pub fn note(line: &str) {
     static FILE: OnceLock<Mutex<File>> = OnceLock::new();
     println!("{line}");
     let file = FILE.get_or_init(|| {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("node-figures.txt");
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(concat!(env!("CARGO_CRATE_NAME"), "-figures.txt"));
         Mutex::new(File::create(path).unwrap())
     });
     writeln!(file.lock(), "{line}").unwrap();

@@ -27,6 +27,8 @@ use crate::report::events;
 
 /// Definitions change rarely, and limits do not depend on this question: once a minute spares the API server.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// The first question comes 5 seconds after this replica begins to lead: what pods wait for goes first.
+const FIRST_CHECK_DELAY: Duration = Duration::from_secs(5);
 
 /// What is known of limited bindings.
 #[derive(Default)]
@@ -85,6 +87,7 @@ impl Limits {
 pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
     let mut ready = context.ready.subscribe();
     let mut told = BTreeSet::new();
+    let mut delay = FIRST_CHECK_DELAY;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -92,12 +95,16 @@ pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = check(&context, &mut told) => {}
+            () = context.limits.changed.notified() => {}
+            () = sleep(delay) => {}
+        }
+        delay = CHECK_INTERVAL;
+        if !context.is_ready() {
+            continue;
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = context.limits.changed.notified() => {}
-            () = sleep(CHECK_INTERVAL) => {}
+            () = check(&context, &mut told) => {}
         }
     }
 }

@@ -97,6 +97,9 @@ fn entra(action: Action, times: u32) -> Vec<Fault> {
     2
 )]
 #[case::no_token(entra(answer(503, "temporarily_unavailable", None), 3), 60, 1)]
+#[case::the_model_is_invalid(on("PATCH", answer(400, "InvalidParameter", None), 3), 60, 6)]
+#[case::the_image_is_gone(on("PATCH", answer(404, "GalleryImageNotFound", None), 3), 60, 4)]
+#[case::a_proxy_says_no(on("GET", Action::Answer { status: 403, body: Value::String("<html>".to_owned()), retry_after: None }, 3), 60, 1)]
 #[case::an_answer_that_is_no_json(on("GET", Action::Answer { status: 200, body: Value::String("<html>".to_owned()), retry_after: None }, 2), 60, 1)]
 #[tokio::test(start_paused = true)]
 async fn whatever_azure_answers_it_converges(
@@ -230,6 +233,68 @@ async fn whatever_the_api_server_does_nothing_is_detached() {
     world.pod("default", "later", "pool-0", "two").await;
     until!("it goes on", world.assigned().await == 2);
     assert_eq!(world.patches(&set), 2);
+    mic.stop().await;
+    world.end().await;
+}
+
+/// Azure refuses every change of one scale set, whose own model is invalid: no identity is blamed for it, and another set that uses the
+/// same ones does not wait.
+#[tokio::test(start_paused = true)]
+async fn a_set_whose_model_is_invalid_spoils_no_identity() {
+    let world = World::new().await;
+    let (_, other) = (world.set("pool").await, world.set("other").await);
+    for name in ["one", "two"] {
+        world.bound(name).await;
+    }
+    let message = "Required parameter 'imageReference' is missing (null).";
+    let error =
+        json!({ "code": "InvalidParameter", "message": message, "target": "imageReference" });
+    let refusal = Action::Answer {
+        status: 400,
+        body: json!({ "error": error }),
+        retry_after: None,
+    };
+    for fault in on("PATCH", refusal, u32::MAX) {
+        world.azure.inject(fault);
+    }
+    let mic = world.start(config("mic-0")).await;
+    for (pod, name) in [("a", "one"), ("b", "two")] {
+        world.pod("default", pod, "pool-0", name).await;
+    }
+    let condition = async || {
+        let all = world.all("AzureIdentity").await;
+        all[0]["status"]["conditions"][0].clone()
+    };
+    until!("told", condition().await["reason"] == "HostRefused");
+    let said = condition().await["message"].to_string();
+    assert!(said.contains("'imageReference' is missing"), "{said}");
+    let began = world.now();
+    for (pod, name) in [("c", "one"), ("d", "two")] {
+        world.pod("default", pod, "other-0", name).await;
+    }
+    until!("the other set", world.assigned().await == 2);
+    assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
+    assert_eq!(world.patches(&other), 1);
+    mic.stop().await;
+    world.end().await;
+}
+
+/// A PATCH fails with a 404 that is about something else than the host: what podid attached is detached all the same.
+#[tokio::test(start_paused = true)]
+async fn only_a_read_says_that_a_host_is_gone() {
+    let world = World::new().await;
+    let set = world.set("pool").await;
+    world.bound("one").await;
+    let mic = world.start(config("mic-0")).await;
+    world.pod("default", "web", "pool-0", "one").await;
+    until!("assigned", world.assigned().await == 1);
+    for code in ["GalleryImageNotFound", "ResourceNotFound"] {
+        for fault in on("PATCH", answer(404, code, None), 1) {
+            world.azure.inject(fault);
+        }
+    }
+    world.delete("Pod", "default", "web").await;
+    until!("detached", world.on(&set).is_empty());
     mic.stop().await;
     world.end().await;
 }

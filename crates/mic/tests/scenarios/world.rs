@@ -118,6 +118,8 @@ pub fn config(instance: &str) -> Config {
     Config {
         probe: any,
         metrics: any,
+        // The default debounce of 250 ms is 6 ms of the clock here, and a busy machine takes longer from one pod to the next.
+        settle: Duration::from_secs(1),
         ..Config::new(instance, "default")
     }
 }

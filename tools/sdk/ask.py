@@ -1,15 +1,15 @@
 """Asks for tokens with azure-identity and msal; see README.md."""
 import asyncio
-import json
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 
 import azure.identity as identity
 import azure.identity.aio as aio
 import msal
 import requests
 from azure.core.credentials import AccessToken
+
+import answers
 
 SCOPE = "https://vault.azure.net/.default"
 RESOURCE = "https://vault.azure.net"
@@ -79,16 +79,4 @@ def ask(case):
     return credential.get_token(SCOPE).token
 
 
-def answer(case):
-    started = time.monotonic()
-    try:
-        said = {"token": ask(case)}
-    except Exception as error:
-        said = {"error": f"{type(error).__name__}: {error}"}
-    return {**said, "seconds": time.monotonic() - started}
-
-
-cases = json.loads(sys.argv[1])
-with ThreadPoolExecutor(len(cases)) as pool:
-    for line in pool.map(answer, cases):
-        print(json.dumps(line))
+answers.run(ask, lambda case: metadata.version("msal" if case["how"] == "msal" else "azure-identity"))

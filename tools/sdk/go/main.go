@@ -1,63 +1,48 @@
-// Asks for tokens with azidentity; see ../README.md.
+// Asks for tokens with clients for Go; see ../README.md. The folder old has the same with an old client.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
-
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 )
 
 type test struct{ How, Client, Resource, Object string }
 
 type said struct {
-	Token   string  `json:"token,omitempty"`
-	Error   string  `json:"error,omitempty"`
-	Seconds float64 `json:"seconds"`
+	Token       string  `json:"token,omitempty"`
+	Error       string  `json:"error,omitempty"`
+	Unsupported bool    `json:"unsupported,omitempty"`
+	Seconds     float64 `json:"seconds"`
+	Version     string  `json:"version"`
 }
 
-// next is the credential after the managed identity in a chain.
-type next struct{}
+// errUnsupported says that the client has no way of naming an identity like this.
+var errUnsupported = errors.New("unsupported")
 
-func (next) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
-	return azcore.AccessToken{Token: "the next credential", ExpiresOn: time.Now().Add(time.Hour)}, nil
-}
-
-func (t test) credential() (azcore.TokenCredential, error) {
-	if t.How == "default" {
-		return azidentity.NewDefaultAzureCredential(nil)
+func version(module string) string {
+	info, _ := debug.ReadBuildInfo()
+	for _, dependency := range info.Deps {
+		if dependency.Path == module {
+			return dependency.Version
+		}
 	}
-	options := &azidentity.ManagedIdentityCredentialOptions{}
-	switch {
-	case t.Client != "":
-		options.ID = azidentity.ClientID(t.Client)
-	case t.Resource != "":
-		options.ID = azidentity.ResourceID(t.Resource)
-	case t.Object != "":
-		options.ID = azidentity.ObjectID(t.Object)
-	}
-	credential, err := azidentity.NewManagedIdentityCredential(options)
-	if err != nil || t.How != "chain" {
-		return credential, err
-	}
-	return azidentity.NewChainedTokenCredential([]azcore.TokenCredential{credential, next{}}, nil)
+	return ""
 }
 
 func (t test) ask() said {
 	started := time.Now()
-	credential, err := t.credential()
-	var token azcore.AccessToken
-	if err == nil {
-		token, err = credential.GetToken(context.Background(), policy.TokenRequestOptions{Scopes: []string{"https://vault.azure.net/.default"}})
-	}
-	answer := said{Token: token.Token, Seconds: time.Since(started).Seconds()}
-	if err != nil {
+	token, err := t.token(context.Background())
+	answer := said{Token: token, Seconds: time.Since(started).Seconds(), Version: version(t.module())}
+	switch {
+	case errors.Is(err, errUnsupported):
+		answer.Unsupported = true
+	case err != nil:
 		answer.Error = err.Error()
 	}
 	return answer

@@ -5,16 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+mod clients;
+mod page;
 #[path = "../world/mod.rs"]
 mod world;
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::process::Command;
 
-use podid_testkit::tools;
+use clients::{Program, Said, start};
 use serde_json::{Value, json};
-use world::{World, text, whose};
+use world::{World, whose};
 
 const ONE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
 const TWO: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 12);
@@ -24,96 +24,23 @@ const EXEMPT: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 15);
 /// No client waits longer for a verdict that will not change.
 const SOON: f64 = 10.0;
 
-/// A client library and the ways in which applications use it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sdk {
-    Python,
-    JavaScript,
-    Go,
-}
+/// The newest SDKs, which are asked in every way in which applications use them.
+const SDKS: [Program; 3] = [Program::Python, Program::JavaScript, Program::Go];
 
-const SDKS: [Sdk; 3] = [Sdk::Python, Sdk::JavaScript, Sdk::Go];
-
-impl Sdk {
-    fn command(self, world: &World, pod: &str) -> Command {
-        let folder = tools::repository().join("tools/sdk");
-        let (program, script) = match self {
-            Self::Python => ("python3".to_owned(), Some(folder.join("ask.py"))),
-            Self::JavaScript => ("node".to_owned(), Some(folder.join("js/ask.mjs"))),
-            Self::Go => (go_program(), None),
-        };
-        let program = tools::on_path(&program).unwrap_or_else(|| PathBuf::from(&program));
-        let mut command = world.command(pod, program.to_str().unwrap());
-        command.args(script);
-        command
-    }
-
-    /// By itself, in each way that names an identity.
-    fn ways(self) -> &'static [&'static str] {
-        match self {
-            Self::Python => &["sync", "aio", "msal"],
-            Self::JavaScript => &["credential", "msal"],
-            Self::Go => &["credential"],
-        }
-    }
-
-    /// Among the credentials that an application tries, so that it first finds out whether there is a metadata service.
-    fn tried_first(self) -> &'static [&'static str] {
-        match self {
-            Self::Python => &["default", "aio-default"],
-            Self::JavaScript | Self::Go => &["default"],
-        }
+/// The ways that ask by themselves, and can name an identity.
+fn ways(sdk: Program) -> &'static [&'static str] {
+    match sdk {
+        Program::Python => &["sync", "aio", "msal"],
+        Program::JavaScript => &["credential", "msal"],
+        _ => &["credential"],
     }
 }
 
-fn go_program() -> String {
-    let output = Command::new(tools::repository().join("tools/sdk/go/build"))
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "run tools/setup: {}",
-        text(&output)
-    );
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// One answer of a client.
-#[derive(Debug)]
-#[allow(dead_code, reason = "the case is for whoever reads a failure")]
-struct Said {
-    case: Value,
-    token: Option<String>,
-    error: String,
-    seconds: f64,
-}
-
-/// Starts a client; what it says is collected when the function that this gives is called, so that many run at once.
-fn start(command: &mut Command, cases: Vec<Value>) -> impl FnOnce() -> Vec<Said> + use<> {
-    command.arg(Value::from(cases.clone()).to_string());
-    command
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    let child = command.spawn().unwrap();
-    move || {
-        let output = child.wait_with_output().unwrap();
-        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        let said: Vec<Said> = cases
-            .iter()
-            .zip(lines.lines())
-            .map(|(case, line)| read(case, &serde_json::from_str(line).unwrap()))
-            .collect();
-        assert_eq!(said.len(), cases.len(), "{}", text(&output));
-        said
-    }
-}
-
-fn read(case: &Value, line: &Value) -> Said {
-    Said {
-        case: case.clone(),
-        token: line["token"].as_str().map(str::to_owned),
-        error: line["error"].as_str().unwrap_or_default().to_owned(),
-        seconds: line["seconds"].as_f64().unwrap(),
+/// The ways that ask among the credentials that an application tries, and find out first whether there is a metadata service.
+fn ways_in_chain(sdk: Program) -> &'static [&'static str] {
+    match sdk {
+        Program::Python => &["default", "aio-default"],
+        _ => &["default"],
     }
 }
 
@@ -193,15 +120,15 @@ fn every_sdk_gets_exactly_the_identity_that_its_pod_is_granted() {
         .iter()
         .map(|sdk| {
             let mut cases: Vec<Value> = vec![];
-            for how in sdk.ways() {
+            for how in ways(*sdk) {
                 cases.push(json!({ "how": how }));
                 cases.extend(names(&world, "reader").iter().map(|name| with(how, name)));
             }
-            cases.extend(sdk.tried_first().iter().map(|how| json!({ "how": how })));
+            cases.extend(ways_in_chain(*sdk).iter().map(|how| json!({ "how": how })));
             let plain = start(&mut sdk.command(&world, "one"), cases);
             // The same in a pod that has two, of which it names the one that it would not get by itself.
-            let mut cases: Vec<Value> = vec![json!({ "how": sdk.ways()[0] })];
-            for how in sdk.ways() {
+            let mut cases: Vec<Value> = vec![json!({ "how": ways(*sdk)[0] })];
+            for how in ways(*sdk) {
                 cases.extend(names(&world, "reader").iter().map(|name| with(how, name)));
             }
             let weighted = start(&mut sdk.command(&world, "two"), cases);
@@ -209,10 +136,10 @@ fn every_sdk_gets_exactly_the_identity_that_its_pod_is_granted() {
         })
         .collect();
     for (plain, weighted) in started {
-        for said in plain() {
+        for said in plain.answers() {
             assert_is(&world, &said, "reader");
         }
-        let weighted = weighted();
+        let weighted = weighted.answers();
         assert_is(&world, &weighted[0], "writer");
         for said in &weighted[1..] {
             assert_is(&world, said, "reader");
@@ -230,28 +157,28 @@ fn every_sdk_tells_its_application_soon_why_there_is_no_token() {
             let how = |how: &&str| json!({ "how": how });
             let stranger = start(
                 &mut sdk.command(&world, "none"),
-                sdk.ways().iter().map(how).collect(),
+                ways(*sdk).iter().map(how).collect(),
             );
             let other = |how: &&str| json!({ "how": how, "client": foreign });
             let other = start(
                 &mut sdk.command(&world, "one"),
-                sdk.ways().iter().map(other).collect(),
+                ways(*sdk).iter().map(other).collect(),
             );
             let tie = start(
                 &mut sdk.command(&world, "tie"),
-                sdk.ways().iter().map(how).collect(),
+                ways(*sdk).iter().map(how).collect(),
             );
             (stranger, other, tie)
         })
         .collect();
     for (stranger, other, tie) in started {
-        for said in stranger() {
+        for said in stranger.answers() {
             assert_is_told(&said, "no label");
         }
-        for said in other() {
+        for said in other.answers() {
             assert_is_told(&said, "Identity not found");
         }
-        for said in tie() {
+        for said in tie.answers() {
             assert_is_told(&said, "default/writer");
         }
     }
@@ -261,9 +188,9 @@ fn every_sdk_tells_its_application_soon_why_there_is_no_token() {
 fn a_chain_goes_on_where_there_is_no_identity_and_stops_where_there_is() {
     let world = world();
     let chain = [
-        (Sdk::Python, "chain"),
-        (Sdk::JavaScript, "chain"),
-        (Sdk::Go, "chain"),
+        (Program::Python, "chain"),
+        (Program::JavaScript, "chain"),
+        (Program::Go, "chain"),
     ];
     let started: Vec<_> = chain
         .iter()
@@ -274,8 +201,8 @@ fn a_chain_goes_on_where_there_is_no_identity_and_stops_where_there_is() {
             })
         })
         .collect();
-    for (pod, answers) in started {
-        for said in answers() {
+    for (pod, asking) in started {
+        for said in asking.answers() {
             assert!(said.seconds < SOON, "{said:?}");
             if pod == "none" {
                 assert_eq!(
@@ -298,13 +225,13 @@ fn an_exempted_pod_has_every_identity_of_the_node_by_every_sdk() {
         .map(|sdk| {
             let cases = ["reader", "writer"].map(|name| {
                 let client = &world.identity(name).client_id;
-                json!({ "how": sdk.ways()[0], "client": client })
+                json!({ "how": ways(*sdk)[0], "client": client })
             });
             start(&mut sdk.command(&world, "exempt"), cases.into())
         })
         .collect();
-    for answers in started {
-        let said = answers();
+    for asking in started {
+        let said = asking.answers();
         assert_is(&world, &said[0], "reader");
         assert_is(&world, &said[1], "writer");
     }
@@ -323,17 +250,17 @@ fn without_interception_an_sdk_finds_podid_by_the_environment() {
     world.start_pod("none", NONE, "");
     world.wait_until_ready();
     let authority = "http://10.244.0.1:2579";
-    let mut answers = vec![];
-    for sdk in [Sdk::Python, Sdk::JavaScript] {
+    let mut started = vec![];
+    for sdk in [Program::Python, Program::JavaScript] {
         for pod in ["one", "none"] {
             let mut command = sdk.command(&world, pod);
             command.env("AZURE_POD_IDENTITY_AUTHORITY_HOST", authority);
-            let cases = sdk.ways().iter().map(|how| json!({ "how": how })).collect();
-            answers.push((pod, start(&mut command, cases)));
+            let cases = ways(sdk).iter().map(|how| json!({ "how": how })).collect();
+            started.push((pod, start(&mut command, cases)));
         }
     }
-    for (pod, answers) in answers {
-        for said in answers() {
+    for (pod, asking) in started {
+        for said in asking.answers() {
             if pod == "one" {
                 assert_is(&world, &said, "reader");
             } else {
@@ -346,9 +273,9 @@ fn without_interception_an_sdk_finds_podid_by_the_environment() {
 #[test]
 fn the_go_sdk_does_not_need_the_environment() {
     let world = world();
-    let mut command = Sdk::Go.command(&world, "one");
+    let mut command = Program::Go.command(&world, "one");
     command.env("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://192.0.2.1:1");
-    for said in start(&mut command, vec![json!({ "how": "credential" })])() {
+    for said in start(&mut command, vec![json!({ "how": "credential" })]).answers() {
         assert_is(&world, &said, "reader");
     }
 }

@@ -18,9 +18,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
+/// Flags of nmi that a test may give another value: the identities are on the node already, and nmi holds requests for less than curl
+/// waits for an answer.
+const DEFAULT_FLAGS: [&str; 2] = ["--operation-mode=managed", "--assignment-wait=5s"];
 /// Time limit for what a test waits for, on a busy machine.
-/// nmi holds requests for less than curl waits for an answer.
-const HOLD: Option<&str> = Some("--assignment-wait=5s");
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
 pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
@@ -118,7 +119,7 @@ impl World {
         self.folder.path().join("kubeconfig")
     }
 
-    /// Starts nmi in managed mode: the identities are on the node already.
+    /// Starts nmi, with [`DEFAULT_FLAGS`] where `flags` says nothing else.
     pub fn start_nmi(&mut self, flags: &[&str]) {
         self.nmi = Some(self.spawn_nmi("nmi", flags));
     }
@@ -143,18 +144,13 @@ impl World {
 
     /// nmi's arguments and environment.
     fn pass(&self, command: &mut Command, flags: &[&str]) {
+        let is_given = |default: &&str| {
+            let name = default.split('=').next().unwrap();
+            flags.iter().any(|flag| flag.starts_with(name))
+        };
         command
-            .args([
-                "nmi",
-                "--node=node-1",
-                "--operation-mode=managed",
-                "--http-probe-port=8085",
-            ])
-            .args(HOLD.filter(|_| {
-                !flags
-                    .iter()
-                    .any(|flag| flag.starts_with("--assignment-wait"))
-            }))
+            .args(["nmi", "--node=node-1", "--http-probe-port=8085"])
+            .args(DEFAULT_FLAGS.iter().filter(|default| !is_given(default)))
             .args(flags)
             .env("KUBECONFIG", self.kubeconfig())
             .envs(NO_PROXY_THERE);

@@ -16,6 +16,8 @@ use crate::world::{TOKEN, text, world};
 /// How many pods ask at their start, and how many of them start at once.
 const EAGER: usize = 100;
 const AT_ONCE: usize = 10;
+/// They take a minute on two idle processors, and longer beside other tests.
+const EAGER_TIMEOUT: &str = "--timeout=240s";
 
 /// Asks until it is given a token, and says for each answer when it came and what it was.
 fn asks() -> String {
@@ -54,7 +56,12 @@ fn pods_that_ask_at_their_start_are_given_a_token() {
 
     let watched = Watch::start(&eager);
     eager.apply(&[job("eager", EAGER, AT_ONCE)]);
-    eager.within(&["wait", "--for=condition=Complete", "job/eager"]);
+    eager.kubectl(&[
+        "wait",
+        "--for=condition=Complete",
+        "job/eager",
+        EAGER_TIMEOUT,
+    ]);
     let times = watched.end();
     let logs = eager.kubectl(&[
         "logs",

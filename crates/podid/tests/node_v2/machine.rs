@@ -125,6 +125,13 @@ impl Emulated {
         self.world.until(what, holds);
     }
 
+    /// The answer of the node's own metadata service to a process of the node's, on its network.
+    pub fn ask_from_the_node(&self) -> String {
+        let request = "GET /metadata/instance?api-version=2021-02-01 HTTP/1.0\\r\\nHost: 169.254.169.254\\r\\nMetadata: true\\r\\n\\r\\n";
+        let ask = format!("printf '{request}' | socat -t 20 - TCP:169.254.169.254:80");
+        self.machine.run(&ask).unwrap()
+    }
+
     /// What the node is, for the notes.
     fn describe(&self) -> String {
         let info = &self.node()["status"]["nodeInfo"];

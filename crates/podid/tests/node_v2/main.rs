@@ -22,6 +22,7 @@
 #[allow(dead_code, reason = "no storage account is needed here")]
 mod azure;
 mod callers;
+mod host_network;
 mod machine;
 #[path = "../node/namespace.rs"]
 #[allow(dead_code, reason = "not all of it is needed here")]

@@ -42,11 +42,22 @@ fn left_out(command: &str) -> Option<&'static str> {
         .find(|name| words(name))
 }
 
-/// What the pages name: a namespace with an identity that a pod uses.
+/// What the pages name: the kind of the Prometheus Operator, and a namespace with an identity that a pod uses.
 async fn furnish(stage: &Stage) {
     let identity = &stage.world.identities[0];
     let ours = "aadpodidentity.k8s.io/v1";
     for object in [
+        json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": { "name": "podmonitors.monitoring.coreos.com" },
+            "spec": {
+                "group": "monitoring.coreos.com", "scope": "Namespaced",
+                "names": { "plural": "podmonitors", "kind": "PodMonitor" },
+                "versions": [{ "name": "v1", "served": true, "storage": true, "schema": { "openAPIV3Schema": {
+                    "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                } } }],
+            },
+        }),
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }),
         json!({
             "apiVersion": ours, "kind": "AzureIdentity", "metadata": { "name": "reader", "namespace": "shop" },
@@ -106,6 +117,8 @@ async fn the_commands_of_the_pages_work() {
     desk(folder.path());
     stage.place = folder.path().to_owned();
     furnish(&stage).await;
+    let served = "kubectl wait --for=condition=Established crd/podmonitors.monitoring.coreos.com";
+    stage.run(served).await;
     let mut pages = Page::all();
     pages.retain(|page| page.name != "take-over.md");
     // Installed is first what is looked at by the others and removed in the end.

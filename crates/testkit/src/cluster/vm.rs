@@ -185,7 +185,7 @@ fn qemu(name: &str, images: &Path, archive: &Path, monitor: &Path) -> Result<Vec
         "q35",
         "-accel",
         "tcg,thread=multi",
-        // With AVX, which later ones have, systemd of Debian 12 misreads its mounts under emulation.
+        // It boots with less work than "max", of which a variant (without svm) made systemd not see its mounts.
         "-cpu",
         "Westmere,+rdrand",
         "-smp",

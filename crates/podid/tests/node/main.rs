@@ -25,6 +25,7 @@ mod migration;
 mod namespace;
 mod nodes;
 mod original;
+mod own_nodes;
 mod processes;
 mod rolls;
 mod shell;

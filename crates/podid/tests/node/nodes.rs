@@ -7,12 +7,26 @@ use serde_json::json;
 
 use crate::load::{Load, now};
 use crate::namespace::{Namespace, bound, pod};
-use crate::world::{TAINT, World, figure, note, world_alone};
+use crate::own_nodes;
+use crate::world::{TAINT, World, figure, note, world, world_alone};
 
 /// As many requests of one pod are refused before nmi comes, at least.
 const REFUSED: usize = 20;
 /// How long a node without an object is watched. Kubernetes deletes its pods after 40 s.
 const NO_OBJECT: Duration = Duration::from_secs(3);
+
+#[test]
+fn the_page_of_own_nodes_has_these() {
+    let world = world();
+    let groups = match std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        true => "2",
+        false => "1",
+    };
+    for (name, network) in [("n1", ["bridge", "nftables"]), ("n2", ["ptp", "iptables"])] {
+        let node = world.get(&["node", name]);
+        own_nodes::hold(&format!("`node` {name}"), &node, network, groups);
+    }
+}
 
 #[test]
 fn a_power_cut_takes_one_nodes_pods_and_they_are_answered_again() {

@@ -6,6 +6,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use podid_testkit::cluster::{NetworkPlugin, ProxyMode, VirtualMachine};
 use serde_json::{Value, json};
 
+use crate::own_nodes;
 use crate::world::{TAINT, World, figure, node_config};
 
 pub const NODE: &str = "n2";
@@ -52,7 +53,6 @@ impl Emulated {
             powered_on.elapsed(),
         );
         figure("the cluster runs", started.elapsed());
-        println!("{}", emulated.describe());
         emulated
     }
 
@@ -131,24 +131,17 @@ impl Emulated {
         let ask = format!("printf '{request}' | socat -t 20 - TCP:169.254.169.254:80");
         self.machine.run(&ask).unwrap()
     }
+}
 
-    /// What the node is, for the notes.
-    fn describe(&self) -> String {
-        let info = &self.node()["status"]["nodeInfo"];
-        let text = |name: &str| info[name].as_str().unwrap().to_owned();
-        let versions = "stat -fc %T /sys/fs/cgroup; systemctl --version | head -n 1; cat /sys/module/apparmor/parameters/enabled; runc --version | head -n 1";
-        let versions = self.machine.run(versions).unwrap();
-        let versions: Vec<&str> = versions.lines().collect();
-        format!(
-            "{}, kernel {}, control groups {}, {}, AppArmor {}, {}, {}, kubelet {}, bridge CNI, kube-proxy nftables",
-            text("osImage"),
-            text("kernelVersion"),
-            versions[0],
-            versions[1],
-            versions[2],
-            text("containerRuntimeVersion"),
-            versions[3],
-            text("kubeletVersion"),
-        )
-    }
+#[test]
+fn the_page_of_own_nodes_has_this() {
+    let emulated = emulated();
+    let said = emulated
+        .machine
+        .run("stat -fc %T /sys/fs/cgroup; cat /sys/module/apparmor/parameters/enabled");
+    let said = said.unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..2], ["cgroup2fs", "Y"], "{said}");
+    let row = format!("`node_v2` {NODE}");
+    own_nodes::hold(&row, &emulated.node(), ["bridge", "nftables"], "2");
 }

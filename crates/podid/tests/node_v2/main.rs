@@ -27,6 +27,8 @@ mod machine;
 #[path = "../node/namespace.rs"]
 #[allow(dead_code, reason = "not all of it is needed here")]
 mod namespace;
+#[path = "../node/own_nodes.rs"]
+mod own_nodes;
 mod reboot;
 mod starts;
 #[path = "../node/world.rs"]

@@ -23,8 +23,13 @@ const HEAD: &str = "| client | version | default | client id | resource id | obj
 const REASON: &str = "no AzureIdentityBinding grants";
 /// How long a request is held: longer than the clients that wait least, which is 10 s, and less than podid holds one by default, which is 30 s.
 const HELD: Duration = Duration::from_secs(12);
-/// When the first request has been answered with "not yet" for certain, where podid holds one for 2 s.
-const ANSWERED: Duration = Duration::from_secs(4);
+/// How long podid holds a request for the column "asked again": some clients try only three times and at once, so that the assignment
+/// must take less than two holds on a busy machine.
+const SHORT_WAIT: &str = "6s";
+/// When the first request has been answered with "not yet" for certain.
+const ANSWERED: Duration = Duration::from_secs(8);
+/// How often a client may ask: old ones give up when a probe is not answered within 0.3 to 0.5 s, which a busy machine may not manage.
+const TRIES: usize = 3;
 /// Clients that start take turns here, so that there are never more at once than a small machine has cores.
 static TURNS: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
 /// Within this time a client has started and asks, on a busy machine.
@@ -33,7 +38,7 @@ const ASKS_WITHIN: Duration = Duration::from_secs(120);
 #[test]
 fn the_page_of_the_clients_says_what_they_do() {
     let held = world("30s");
-    let short = world("2s");
+    let short = world(SHORT_WAIT);
     assign(&held, NOW);
     let rows: Vec<String> = std::thread::scope(|scope| {
         let measured: Vec<_> = CLIENTS
@@ -146,14 +151,23 @@ fn at_once(world: &World, client: &Client, turns: &Mutex<()>) -> Vec<Said> {
         json!({ "object": world.object_id("reader") }),
         json!({ "client": other.client_id }),
     ];
-    let cases = cases.iter().map(|name| crate::with(client.how, name));
-    let turn = turns.lock();
-    let said = start(&mut client.program.command(world, NOW), cases.collect()).answers();
-    drop(turn);
-    for said in &said[..4] {
-        if !said.unsupported {
-            assert_is(world, said, "reader");
+    let cases: Vec<_> = cases
+        .iter()
+        .map(|name| crate::with(client.how, name))
+        .collect();
+    let ask = || {
+        let _turn = turns.lock();
+        start(&mut client.program.command(world, NOW), cases.clone()).answers()
+    };
+    let is_served = |said: &Said| said.unsupported || said.token.is_some();
+    let mut said = ask();
+    for _ in 1..TRIES {
+        if !said[..4].iter().all(is_served) {
+            said = ask();
         }
+    }
+    for said in said[..4].iter().filter(|said| !said.unsupported) {
+        assert_is(world, said, "reader");
     }
     said
 }

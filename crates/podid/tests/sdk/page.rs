@@ -1,7 +1,7 @@
 //! The table of `docs/clients.md`, measured: every client of `tools/sdk` in a pod, for each way of naming an identity, and for an
 //! identity that comes late.
 //!
-//! With `PODID_FILL_DOCS=1` the test writes the table.
+//! With `PODID_UPDATE=1` the test writes the table.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::assert_is;
 use crate::clients::{CLIENTS, Client, Said, start};
 use crate::world::World;
 
-const START: &str = "<!-- measured by crates/podid/tests/sdk: PODID_FILL_DOCS=1 cargo test -p podid --test sdk page -->\n\n";
+const START: &str = "<!-- measured by crates/podid/tests/sdk: PODID_UPDATE=1 cargo test -p podid --test sdk page -->\n\n";
 const END: &str = "\n<!-- end of what is measured -->\n";
 const HEAD: &str = "| client | version | default | client id | resource id | object id | another pod's id | held | asked again |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
 /// The part of a refusal's text that says why.
@@ -59,10 +59,10 @@ fn the_page_of_the_clients_says_what_they_do() {
     let text = std::fs::read_to_string(&file).unwrap();
     let (before, rest) = text.split_once(START).unwrap();
     let (there, after) = rest.split_once(END).unwrap();
-    if std::env::var_os("PODID_FILL_DOCS").is_some() {
+    if std::env::var_os("PODID_UPDATE").is_some() {
         std::fs::write(&file, format!("{before}{START}{table}{END}{after}")).unwrap();
     } else {
-        assert_eq!(there, table, "PODID_FILL_DOCS=1 writes {}", file.display());
+        assert_eq!(there, table, "PODID_UPDATE=1 writes {}", file.display());
     }
 }
 

@@ -56,8 +56,10 @@ fn the_article_reads_its_blob_on_both_nodes_and_its_neighbour_does_not() {
     article.within(&["rollout", "status", "deployment/myapp"]);
     figure("the article's pods have read their blob", started.elapsed());
 
-    let read = article.kubectl(&["logs", "--prefix", "-l", "app=myapp"]);
-    assert_eq!(read.matches(BLOB).count(), 2, "{read}");
+    let read = || article.kubectl(&["logs", "--prefix", "-l", "app=myapp"]);
+    world.until("both pods print what they have read", || {
+        read().matches(BLOB).count() == 2
+    });
     let pods = article.get(&["pods", "-l", "app=myapp"]);
     let nodes =
         ["/items/0/spec/nodeName", "/items/1/spec/nodeName"].map(|at| pods.pointer(at).unwrap());

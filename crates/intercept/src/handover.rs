@@ -134,18 +134,20 @@ impl Inheritance {
     /// # Errors
     /// As [`listen`].
     pub fn listen_now(&mut self, addr: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
-        let found = self
-            .sockets
-            .iter()
-            .position(|socket| socket.local_addr().is_ok_and(|at| at == addr));
-        let Some(found) = found else {
+        let Some(socket) = self.inherited(addr) else {
             return listen(addr, transparent);
         };
-        let socket = self.sockets.swap_remove(found);
         if transparent {
             allow_transparent(&SockRef::from(&socket), addr)?;
         }
         Ok(socket)
+    }
+
+    /// The predecessor's listener at `addr`, if there is one that was not asked for yet.
+    pub fn inherited(&mut self, addr: SocketAddr) -> Option<TcpListener> {
+        let is_at = |socket: &TcpListener| socket.local_addr().is_ok_and(|at| at == addr);
+        let found = self.sockets.iter().position(is_at)?;
+        Some(self.sockets.swap_remove(found))
     }
 
     /// The node agent that serves until it is relieved; sockets that were not asked for are closed here.

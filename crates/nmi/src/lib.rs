@@ -55,11 +55,12 @@ mod refusal;
 mod token;
 mod token_bucket;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use kube::Client;
+use parking_lot::Mutex;
 pub use podid_cluster::taint::StartupTaint;
 use podid_cluster::watch::WatchStatus;
 use podid_intercept::handover::{Inheritance, Predecessor};
@@ -151,23 +152,27 @@ impl Nmi {
         let config = &self.context.config;
         Ok(Listeners {
             metadata,
+            retiring: Mutex::default(),
             probe: socket(PROBE, TcpListener::bind(config.probe))?,
             metrics: socket(METRICS, TcpListener::bind(config.metrics))?,
         })
     }
 
-    /// Takes the ports of the probes and the metrics from the node agent that runs, and binds those that it does not have.
+    /// Takes the ports of the probes and the metrics from the node agent that runs, and binds those that it does not have. Connections
+    /// that come to its listener at `retiring` are served for a while, as another version's rules lead there.
     ///
     /// # Errors
     /// As [`Nmi::bind`].
     pub async fn inherit(
         &self,
         metadata: Vec<TcpListener>,
+        retiring: SocketAddr,
         inheritance: &mut Inheritance,
     ) -> Result<Listeners, NmiError> {
         let config = &self.context.config;
         Ok(Listeners {
             metadata,
+            retiring: Mutex::new(inheritance.inherited(retiring)),
             probe: socket(PROBE, inheritance.listen(config.probe, false).await)?,
             metrics: socket(METRICS, inheritance.listen(config.metrics, false).await)?,
         })

@@ -4,7 +4,9 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
@@ -19,11 +21,17 @@ const HOST_TOKEN: &str = "the host's socket (--host-token-socket)";
 const PROBE: &str = "the probe port";
 const METRICS: &str = "the metrics port";
 
+/// How long a listener is served that only a predecessor's rules lead to: they are replaced within a second or two, and connections
+/// may be on their way.
+const RETIRING_GRACE: Duration = Duration::from_secs(10);
+
 /// The node agent's bound sockets. They stay open over a takeover, so that no connection is refused.
 #[derive(Debug)]
 pub struct Listeners {
     /// Connections that pods meant for the metadata service.
     pub metadata: Vec<TcpListener>,
+    /// A predecessor's listener that this node agent's own rules do not lead to.
+    pub(crate) retiring: Mutex<Option<TcpListener>>,
     /// `/healthz` and `/readyz`.
     pub probe: TcpListener,
     /// `/metrics`.
@@ -58,6 +66,10 @@ impl Servers {
             let listener = duplicate(METADATA, listener)?;
             let serve = server::serve(listener, Arc::clone(context), drain.clone());
             tasks.spawn(async move { ("door", socket(METADATA, serve.await)) });
+        }
+        if let Some(listener) = listeners.retiring.lock().take() {
+            // It ends with the runtime.
+            tokio::spawn(retire(listener, Arc::clone(context)));
         }
         let shutdown = || drain.started.clone();
         if let Some(path) = &context.config.host_token_socket {
@@ -95,6 +107,23 @@ impl Servers {
             () = async { while self.tasks.join_next().await.is_some() {} } => {}
             () = drain.run() => tracing::warn!("requests were under way for too long and are cut off"),
         }
+    }
+}
+
+/// Serves a predecessor's listener for a while, and then drains it.
+async fn retire(listener: TcpListener, context: Arc<Context>) {
+    let drain = Drain::default();
+    let end = async {
+        tokio::time::sleep(RETIRING_GRACE).await;
+        drain.run().await;
+    };
+    tokio::select! {
+        served = server::serve(listener, context, drain.clone()) => {
+            if let Err(error) = served {
+                tracing::warn!(reason = %error, "the predecessor's listener could not be served");
+            }
+        }
+        () = end => {}
     }
 }
 

@@ -250,13 +250,14 @@ impl Nmi {
         tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
         let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active)
             .with_startup_taint(self.startup_taint.clone());
+        let before = (rules.metadata, rules.metadata_port).into();
         let interception = self.interception_task(rules, &nmi).await?;
         if let InterceptionTask::Keep(keeper) = &interception {
             let node = self.node.clone().unwrap_or_default();
             // It ends with the runtime.
             tokio::spawn(data_path::read_label(labels, node, keeper.bypassed()));
         }
-        let listeners = nmi.inherit(doors, &mut inheritance).await?;
+        let listeners = nmi.inherit(doors, before, &mut inheritance).await?;
         if let Some(path) = handover {
             nmi = nmi.with_takeover(path, inheritance.predecessor());
         }

@@ -7,7 +7,7 @@ use crate::namespace::{Namespace, bound, pod};
 use crate::world::TOKEN;
 
 /// How many pods ask at their start; an emulated machine takes some seconds for each.
-const EAGER: usize = 10;
+const EAGER: usize = 4;
 
 /// Asks once. An answer that is no token fails the container.
 fn asks() -> Value {

@@ -41,7 +41,7 @@ use view::{Report, Source};
 /// documents could be written; 2 for flags that cannot be understood.
 #[derive(Args)]
 pub struct Issuer {
-    /// The issuer that is checked or written, such as https://oidc.example.com/cluster-1; without it the one that the cluster's tokens
+    /// The issuer that is checked or written, an https URL; without it the one that the cluster's tokens
     /// say
     #[arg(long, value_name = "URL", value_parser = issuer_url)]
     issuer_url: Option<String>,

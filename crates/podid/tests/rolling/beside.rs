@@ -115,6 +115,9 @@ impl Node {
     }
 }
 
+/// So many new connections may be lost with iptables on a bridge that is shown to the rules, as docs/interception.md says.
+const LOST: usize = 4;
+
 /// podid comes beside the original, sees it start anew, and leaves again: by a rolling update to `--interception=withdraw`.
 fn take_over_and_hand_back(interception: &str, tool: &'static str, shown: bool) {
     let node = Node::build(tool, shown);
@@ -152,7 +155,13 @@ fn take_over_and_hand_back(interception: &str, tool: &'static str, shown: bool) 
     assert_eq!(node.rules(), "");
     node.end(&again);
     node.goes_on(&load);
-    let failures = load.failures();
+    let mut failures = load.failures();
+    if shown && interception == "iptables" {
+        let is_lost = |failure: &String| failure.ends_with("connect: connection timed out");
+        let lost = failures.iter().filter(|failure| is_lost(failure)).count();
+        assert!(lost <= LOST, "{tool}: {failures:#?}");
+        failures.retain(|failure| !is_lost(failure));
+    }
     assert!(
         failures.is_empty(),
         "{interception}, {tool}, {shown}: {failures:#?}"

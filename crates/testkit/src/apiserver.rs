@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -35,8 +36,20 @@ const ISSUER: &str = "https://kubernetes.default.svc";
 pub struct Options {
     /// Further addresses of this machine at which clients in other network namespaces reach it. Without any it listens on loopback alone.
     pub addresses: Vec<Ipv4Addr>,
-    /// The issuer of service accounts' tokens, instead of `https://kubernetes.default.svc`.
-    pub issuer: Option<String>,
+    /// The issuer of service accounts' tokens.
+    pub issuer: TokenIssuer,
+}
+
+/// The issuer that the tokens of service accounts name.
+#[derive(Debug, Clone, Default)]
+pub enum TokenIssuer {
+    /// `https://kubernetes.default.svc`, which nobody outside of a cluster can read.
+    #[default]
+    ClusterInternal,
+    /// This URL, at which the test publishes the two documents itself.
+    Url(String),
+    /// The server's own URL on loopback, where anybody can read discovery document and keys who trusts [`ApiServer::authority`].
+    Published,
 }
 
 /// A running API server. No controller, scheduler or kubelet runs beside it: pods stay as the test writes them.
@@ -52,7 +65,7 @@ pub struct ApiServer {
     // Declared after the server, so that the server ends first.
     etcd: Process,
     etcd_port: u16,
-    issuer: String,
+    issuer: TokenIssuer,
     folder: TempDir,
 }
 
@@ -104,11 +117,14 @@ impl ApiServer {
             apiserver: Mutex::default(),
             etcd,
             etcd_port,
-            issuer: options.issuer.clone().unwrap_or_else(|| ISSUER.to_owned()),
+            issuer: options.issuer.clone(),
             folder,
         };
         server.write_kubeconfig(Ipv4Addr::LOCALHOST)?;
         server.resume().await?;
+        if matches!(options.issuer, TokenIssuer::Published) {
+            server.publish_issuer().await?;
+        }
         Ok(server)
     }
 
@@ -149,6 +165,39 @@ impl ApiServer {
     /// When a file cannot be written.
     pub fn renew_certificate(&self) -> Result<()> {
         certs::server(self.folder.path(), &NAMES, &self.addresses)?;
+        Ok(())
+    }
+
+    /// The issuer as tokens name it, byte for byte.
+    pub fn issuer(&self) -> String {
+        match &self.issuer {
+            TokenIssuer::ClusterInternal => ISSUER.to_owned(),
+            TokenIssuer::Url(url) => url.clone(),
+            TokenIssuer::Published => format!("https://127.0.0.1:{}", self.port),
+        }
+    }
+
+    /// Lets anybody read the issuer's two documents, and waits until the server does.
+    async fn publish_issuer(&self) -> Result<()> {
+        let discovery = "system:service-account-issuer-discovery";
+        let binding: ClusterRoleBinding = serde_json::from_value(serde_json::json!({
+            "metadata": { "name": "anonymous-issuer-discovery" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": discovery },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:unauthenticated" }],
+        }))?;
+        let api = Api::all(self.client().await?);
+        api.create(&PostParams::default(), &binding).await?;
+        let authority = reqwest::Certificate::from_pem(&std::fs::read(&self.ca)?)?;
+        let anonymous = reqwest::Client::builder()
+            .tls_certs_only([authority])
+            .no_proxy()
+            .build()?;
+        let url = format!("{}/openid/v1/jwks", self.issuer());
+        let deadline = Instant::now() + READY_WITHIN;
+        while !anonymous.get(&url).send().await?.status().is_success() {
+            anyhow::ensure!(Instant::now() < deadline, "{url} cannot be read");
+            sleep(Duration::from_millis(20)).await;
+        }
         Ok(())
     }
 
@@ -355,10 +404,14 @@ impl ApiServer {
                 "--service-cluster-ip-range=10.0.0.0/24",
                 "--allow-privileged=true",
             ])
-            .args(["--authorization-mode=RBAC", "--anonymous-auth=false"])
+            .arg("--authorization-mode=RBAC")
+            .arg(format!(
+                "--anonymous-auth={}",
+                matches!(self.issuer, TokenIssuer::Published)
+            ))
             // No controller makes the service account of a namespace, without which this one refuses every pod.
             .arg("--disable-admission-plugins=ServiceAccount")
-            .arg(format!("--service-account-issuer={}", self.issuer))
+            .arg(format!("--service-account-issuer={}", self.issuer()))
             .arg(format!("--cert-dir={}", self.folder.path().display()));
         for (flag, name) in FILES {
             apiserver.arg(format!("{flag}={}", at(name).display()));

@@ -8,7 +8,7 @@ mod internet;
 use std::path::Path;
 
 use internet::{ADDRESS, Answer, Internet, PLAIN};
-use podid_testkit::apiserver::{ApiServer, Options};
+use podid_testkit::apiserver::{ApiServer, Options, TokenIssuer};
 use podid_testkit::process::{command, text};
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ impl Told {
 impl World {
     async fn build(issuer: Option<String>) -> Self {
         let options = Options {
-            issuer,
+            issuer: issuer.map_or(TokenIssuer::ClusterInternal, TokenIssuer::Url),
             ..Options::default()
         };
         let api = ApiServer::start_with(options).await.unwrap();

@@ -1,6 +1,6 @@
 //! Sovereign clouds (national clouds): the endpoints of Azure's public, US government and China clouds by name, and of a custom
 //! cloud (Azure Stack) by the file that `AZURE_ENVIRONMENT_FILEPATH` names. `config.rs` calls this. [`is_authority`] guards which
-//! addresses a credential may be sent to.
+//! addresses a credential may be sent to, and [`exchange_audience`] says for whom federated assertions are.
 
 use std::path::Path;
 
@@ -84,6 +84,18 @@ pub fn is_authority(url: &Url) -> bool {
             .is_some_and(|host| AUTHORITIES.contains(&host))
 }
 
+/// The audience of assertions that the authority exchanges for tokens: each cloud has its own, so that an assertion for one is of no
+/// use in another. A custom cloud has the public one's.
+pub fn exchange_audience(authority: &Url) -> &'static str {
+    match authority.host_str().unwrap_or_default() {
+        "login.microsoftonline.us" => "api://AzureADTokenExchangeUSGov",
+        "login.partner.microsoftonline.cn" | "login.chinacloudapi.cn" => {
+            "api://AzureADTokenExchangeChina"
+        }
+        _ => "api://AzureADTokenExchange",
+    }
+}
+
 /// The fields of a custom cloud's file that are read; the first two must be there.
 const ENVIRONMENT: [&str; 4] = [
     "activeDirectoryEndpoint",
@@ -157,6 +169,20 @@ mod tests {
             endpoints("AzureStackCloud", None),
             Err(CloudError::NoFile)
         ));
+    }
+
+    #[test]
+    fn each_cloud_has_its_audience_of_assertions() {
+        for (cloud, audience) in [
+            ("", "api://AzureADTokenExchange"),
+            ("AzureUSGovernmentCloud", "api://AzureADTokenExchangeUSGov"),
+            ("AzureChinaCloud", "api://AzureADTokenExchangeChina"),
+        ] {
+            let authority = endpoints(cloud, None).unwrap().authority;
+            assert_eq!(exchange_audience(&authority), audience);
+        }
+        let custom = Url::parse("https://adfs.local.azurestack.external/adfs").unwrap();
+        assert_eq!(exchange_audience(&custom), "api://AzureADTokenExchange");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Entra token endpoint: tokens of service principals, by the OAuth 2.0 client credentials grant with a client secret, a
 //! certificate or a federated token. The node agent calls it for AzureIdentities, the controller for its own token.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +15,8 @@ use crate::token::Token;
 
 /// The type of a client assertion: a signed JWT in place of a secret (RFC 7523).
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+/// The end of a scope that asks for all that the application was granted.
+const DEFAULT_SCOPE: &str = "/.default";
 /// The largest answer in bytes; tokens have a few KiB.
 const MAX_ANSWER: usize = 256 * 1024;
 
@@ -85,7 +88,7 @@ impl Entra {
             false => &[tenant, "oauth2", "token"],
         };
         let url = join(authority, path);
-        let scope = format!("{resource}/.default");
+        let scope = scope(resource);
         let mut form = vec![
             ("grant_type", "client_credentials"),
             ("client_id", client_id.as_str()),
@@ -123,14 +126,22 @@ impl Entra {
         let body = read_body(Service::Entra, answer, MAX_ANSWER).await?;
         if status.is_success() {
             Token::parse(Service::Entra, &body, resource, Timestamp::now())
+        } else if federated {
+            let status = status.as_u16();
+            Err(Error::from_federated_answer(status, &headers, &body))
         } else {
-            Err(Error::from_answer(
-                Service::Entra,
-                status.as_u16(),
-                &headers,
-                &body,
-            ))
+            let status = status.as_u16();
+            Err(Error::from_answer(Service::Entra, status, &headers, &body))
         }
+    }
+}
+
+/// The OAuth scope of a resource. Entra takes what is before the last `/.default` as the token's audience, byte for byte, so that a
+/// slash at the resource's end stays.
+fn scope(resource: &str) -> Cow<'_, str> {
+    match resource.ends_with(DEFAULT_SCOPE) {
+        true => Cow::Borrowed(resource),
+        false => Cow::Owned(format!("{resource}{DEFAULT_SCOPE}")),
     }
 }
 
@@ -197,9 +208,77 @@ pub(crate) async fn read_body(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::FederationFault;
     use crate::fake::{Answer, Fake};
+    use rstest::rstest;
 
     const ID: &str = "6f1c0000-0000-0000-0000-0000000022ab";
+
+    #[rstest]
+    #[case("https://vault.azure.net", "https://vault.azure.net/.default")]
+    #[case(
+        "https://database.windows.net/",
+        "https://database.windows.net//.default"
+    )]
+    #[case(
+        "https://management.core.windows.net//",
+        "https://management.core.windows.net///.default"
+    )]
+    #[case("https://vault.azure.net/.default", "https://vault.azure.net/.default")]
+    #[case("https://r/.DEFAULT", "https://r/.DEFAULT/.default")]
+    #[case("https://R/Path?q=1", "https://R/Path?q=1/.default")]
+    #[case(
+        "6dae42f8-4368-4678-94ff-3960e28e3630",
+        "6dae42f8-4368-4678-94ff-3960e28e3630/.default"
+    )]
+    #[tokio::test]
+    async fn a_resource_becomes_a_scope_byte_for_byte(
+        #[case] resource: &str,
+        #[case] expected: &str,
+    ) {
+        let fake = Fake::start([Answer::ok(r#"{"access_token":"t","expires_in":3599}"#)]).await;
+        let entra = Entra::new(&fake.url, Duration::from_secs(5)).unwrap();
+        let (id, credential) = (ClientId::parse(ID).unwrap(), Credential::Federated("a.b.c"));
+        let token = entra.client_credentials("t", &id, credential, resource, None);
+        assert_eq!(token.await.unwrap().resource, resource);
+        let seen = &fake.seen()[0];
+        assert_eq!(seen.target, "/t/oauth2/v2.0/token");
+        let form: Vec<_> = reqwest::Url::parse(&format!(
+            "http://x/?{}",
+            std::str::from_utf8(&seen.body).unwrap()
+        ))
+        .unwrap()
+        .query_pairs()
+        .into_owned()
+        .collect();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let expected = [
+            pair("grant_type", "client_credentials"),
+            pair("client_id", ID),
+            pair("scope", expected),
+            pair("client_assertion_type", ASSERTION_TYPE),
+            pair("client_assertion", "a.b.c"),
+        ];
+        assert_eq!(form, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refused_assertion_has_its_fault_and_is_not_quoted() {
+        let body = r#"{"error":"invalid_client","error_codes":[700213],"error_description":"AADSTS700213: No matching"}"#;
+        let fake = Fake::start([Answer::new(401, body)]).await;
+        let entra = Entra::new(&fake.url, Duration::from_secs(5)).unwrap();
+        let (id, credential) = (
+            ClientId::parse(ID).unwrap(),
+            Credential::Federated("hu.s.h"),
+        );
+        let refused = entra.client_credentials("t", &id, credential, "https://r", None);
+        let refused = refused.await.unwrap_err();
+        assert_eq!(
+            refused.federation_fault(),
+            Some(FederationFault::CredentialMissing)
+        );
+        assert!(!refused.to_string().contains("hu.s.h"));
+    }
 
     async fn ask(fake: &Fake) -> Result<Token, Error> {
         let entra = Entra::new(&fake.url, Duration::from_secs(5)).unwrap();

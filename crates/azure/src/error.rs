@@ -2,6 +2,7 @@
 //! retry. All clients of this crate give it; callers match on the kind, and operators read the text with its next step.
 
 mod classify;
+mod federation;
 
 use std::fmt;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use podid_policy::ids::ResourceId;
 use serde_json::Value;
 
 use classify::{ArmError, Verdict, classify};
+pub use federation::{FaultOwner, FederationFault, Healing};
 
 /// The longest text of Azure in an error, in characters; the rest is cut.
 const MAX_MESSAGE: usize = 600;
@@ -136,6 +138,7 @@ pub struct Error {
     retry_after: Option<Duration>,
     identities: Vec<ResourceId>,
     accepted: bool,
+    federation_fault: Option<FederationFault>,
 }
 
 impl std::error::Error for Error {}
@@ -165,6 +168,7 @@ impl Error {
             retry_after: None,
             identities: Vec::new(),
             accepted: false,
+            federation_fault: None,
         }
     }
 
@@ -201,6 +205,11 @@ impl Error {
     /// The identities that the answer names as the cause.
     pub fn identities(&self) -> &[ResourceId] {
         &self.identities
+    }
+
+    /// What is wrong with a federated exchange, where Entra says so.
+    pub fn federation_fault(&self) -> Option<FederationFault> {
+        self.federation_fault
     }
 
     /// Whether Azure had accepted the change and failed later, so that it may be done in part.
@@ -268,6 +277,30 @@ impl Error {
             retry_after: retry_after(headers),
             identities: verdict.identities,
             accepted: false,
+            federation_fault: None,
+        }
+    }
+
+    /// Reads Entra's error answer to a federated assertion.
+    pub(crate) fn from_federated_answer(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
+        let error = Self::from_answer(Service::Entra, status, headers, body);
+        if error.is_transient() {
+            return error;
+        }
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let Some(fault) = FederationFault::of(&body) else {
+            return error;
+        };
+        let wait = match fault.healing() {
+            Healing::After(wait) => Some(wait),
+            Healing::Never | Healing::FreshAssertion => None,
+        };
+        Self {
+            kind: fault.kind(),
+            advice: fault.advice(),
+            retry_after: error.retry_after.or(wait),
+            federation_fault: Some(fault),
+            ..error
         }
     }
 

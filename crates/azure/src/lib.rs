@@ -6,7 +6,8 @@
 //! | know a cloud's endpoints: public, sovereign (national) or custom | [`clouds`], [`endpoints::Endpoints`] |
 //! | read `azure.json` or the environment | [`config::CloudConfig`] |
 //! | get a token of a managed identity | [`imds::Imds`] |
-//! | get a token of a service principal | [`entra::Entra`], with a [`certificate::Certificate`] or a client secret |
+//! | get a token of a service principal | [`entra::Entra`], with a [`certificate::Certificate`], a client secret or a federated assertion |
+//! | know why Entra refuses a federated assertion, and who repairs it | [`FederationFault`] |
 //! | attach and detach identities | [`arm::Arm`] |
 //! | reach Azure, or anything, through the environment's proxy | [`proxy`] |
 //! | decide by an error whether to retry | [`Error`], [`ErrorKind`] |
@@ -28,5 +29,5 @@ mod pfx;
 pub mod proxy;
 pub mod token;
 
-pub use error::{Error, ErrorKind};
+pub use error::{Error, ErrorKind, FaultOwner, FederationFault, Healing};
 pub use token::Token;

@@ -1,4 +1,4 @@
-//! AzureIdentity: a managed identity or service principal in Azure that bindings grant to pods.
+//! AzureIdentity: a managed identity or service principal in Azure that bindings grant to pods, and how its tokens are had.
 
 use kube::CustomResource;
 use kube::ResourceExt as _;
@@ -6,7 +6,7 @@ use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use podid_policy::ids::{ClientId, ResourceId};
 use serde::{Deserialize, Serialize};
 
-use crate::{BEHAVIOR_ANNOTATION, ObjectError, required};
+use crate::{BEHAVIOR_ANNOTATION, ObjectError, required, text_of};
 
 /// `spec` of an AzureIdentity.
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -77,6 +77,18 @@ pub struct AzureIdentitySpec {
         skip_serializing_if = "Option::is_none"
     )]
     pub legacy_ad_endpoint: Option<String>,
+    /// Tokens come by federation: nothing is attached to a machine, and no Secret is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federation: Option<Federation>,
+}
+
+/// How a Kubernetes token becomes a token of the identity; an empty block is enough.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Federation {
+    /// The audience that the federated credential in Azure names, where it is not the cloud's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
 }
 
 /// The most auxiliary tenants of one identity: Azure Resource Manager takes three auxiliary tokens in a request (header
@@ -118,10 +130,18 @@ impl AzureIdentity {
             field: "spec.clientID",
             cause,
         })?;
-        let source = match spec.kind {
-            0 => self.user_assigned()?,
-            1 | 2 => self.service_principal(&namespace)?,
-            other => {
+        let source = match (spec.kind, &spec.federation) {
+            (0 | 1, Some(federation)) => self.federated(federation)?,
+            (2, Some(_)) => {
+                return Err(ObjectError::Unsupported {
+                    field: "spec.federation",
+                    value: "an AzureIdentity of type 2 (certificate)".to_owned(),
+                    allowed: "types 0 and 1 are; leave out spec.federation, or make it type 1",
+                });
+            }
+            (0, None) => self.user_assigned()?,
+            (1 | 2, None) => self.service_principal(&namespace)?,
+            (other, _) => {
                 return Err(ObjectError::Unsupported {
                     field: "spec.type",
                     value: other.to_string(),
@@ -143,11 +163,28 @@ impl AzureIdentity {
     }
 
     fn user_assigned(&self) -> Result<IdentitySource, ObjectError> {
+        let resource_id = self.resource_id()?;
+        Ok(IdentitySource::UserAssigned { resource_id })
+    }
+
+    fn resource_id(&self) -> Result<ResourceId, ObjectError> {
         let field = "spec.resourceID";
         let text = required(field, &self.spec.resource_id, &self.spec.legacy_resource_id)?;
-        let resource_id =
-            ResourceId::parse(text).map_err(|cause| ObjectError::Malformed { field, cause })?;
-        Ok(IdentitySource::UserAssigned { resource_id })
+        ResourceId::parse(text).map_err(|cause| ObjectError::Malformed { field, cause })
+    }
+
+    fn federated(&self, federation: &Federation) -> Result<IdentitySource, ObjectError> {
+        let spec = &self.spec;
+        let named = text_of(&spec.resource_id, &spec.legacy_resource_id).is_some();
+        let resource_id = match spec.kind {
+            0 if named => Some(self.resource_id()?),
+            _ => None,
+        };
+        Ok(IdentitySource::Federated {
+            resource_id,
+            tenant: text_of(&spec.tenant_id, &spec.legacy_tenant_id).map(Into::into),
+            audience: text_of(&federation.audience, &None).map(Into::into),
+        })
     }
 
     fn service_principal(&self, namespace: &str) -> Result<IdentitySource, ObjectError> {
@@ -233,6 +270,48 @@ spec:
             error(&ARTICLE.replace("type: 0", "type: 1")).starts_with("spec.tenantID is required")
         );
         assert!(error(&ARTICLE.replace("type: 0", "type: 7")).starts_with("spec.type: 7"));
+    }
+
+    fn federated(yaml: &str) -> Result<IdentitySource, ObjectError> {
+        read(&format!("{yaml}  federation: {{}}\n"))
+            .facts()
+            .map(|facts| facts.source)
+    }
+
+    #[test]
+    fn federation_needs_neither_a_resource_nor_a_secret() {
+        let source = |resource_id, tenant: Option<&str>| IdentitySource::Federated {
+            resource_id,
+            tenant: tenant.map(Into::into),
+            audience: None,
+        };
+        let id = read(ARTICLE).facts().unwrap().resource_id().cloned();
+        assert!(id.is_some());
+        assert_eq!(federated(ARTICLE), Ok(source(id, None)));
+        let without: String = ARTICLE
+            .lines()
+            .filter(|line| !line.contains("ResourceID"))
+            .fold(String::new(), |all, line| all + line + "\n");
+        assert_eq!(federated(&without), Ok(source(None, None)));
+        let application = without.replace("type: 0", "type: 1\n  TenantID: t");
+        assert_eq!(federated(&application), Ok(source(None, Some("t"))));
+        let audience = read(&format!(
+            "{without}  federation: {{audience: 'api://own'}}\n"
+        ));
+        let IdentitySource::Federated { audience, .. } = audience.facts().unwrap().source else {
+            panic!("not federated");
+        };
+        assert_eq!(audience.as_deref(), Some("api://own"));
+    }
+
+    #[test]
+    fn federation_is_refused_where_it_cannot_be() {
+        let certificate = ARTICLE.replace("type: 0", "type: 2");
+        let error = federated(&certificate).unwrap_err().to_string();
+        assert!(error.starts_with("spec.federation: "), "{error}");
+        let malformed = ARTICLE.replace("userAssignedIdentities", "x");
+        let error = federated(&malformed).unwrap_err().to_string();
+        assert!(error.starts_with("spec.resourceID: "), "{error}");
     }
 
     #[test]

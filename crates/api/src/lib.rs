@@ -64,10 +64,17 @@ pub(crate) fn required<'a>(
     today: &'a Option<String>,
     legacy: &'a Option<String>,
 ) -> Result<&'a str, ObjectError> {
+    text_of(today, legacy).ok_or(ObjectError::Missing { field })
+}
+
+/// A text field, where it is there and not empty; the older spelling counts first, as in [`required`].
+pub(crate) fn text_of<'a>(
+    today: &'a Option<String>,
+    legacy: &'a Option<String>,
+) -> Option<&'a str> {
     [legacy, today]
         .into_iter()
         .flatten()
         .map(|text| text.trim())
         .find(|text| !text.is_empty())
-        .ok_or(ObjectError::Missing { field })
 }

@@ -116,7 +116,7 @@ impl Index {
         self.malformed.remove(&identity.key);
         let before = self.identities.insert(identity.key.clone(), meta.clone());
         let edited = before.is_none_or(|before| before.generation != meta.generation);
-        if let Some(id) = identity.resource_id().filter(|_| edited) {
+        if let Some(id) = identity.attached_id().filter(|_| edited) {
             self.retry_now(id);
             for host in self.hosts.values_mut() {
                 host.compare_client_id(id, &identity.client_id);
@@ -278,7 +278,7 @@ impl Index {
                 let mut unplaced = desired.unplaced();
                 unplaced.any(|assignment| {
                     !node_names.contains(&assignment.node)
-                        && assignment.identity.resource_id() == Some(id)
+                        && assignment.identity.attached_id() == Some(id)
                 })
             },
         });
@@ -356,6 +356,6 @@ impl Index {
 fn placement(assignment: &Assignment) -> Option<(&Arc<HostKey>, &ResourceId)> {
     Some((
         assignment.host.as_ref()?,
-        assignment.identity.resource_id()?,
+        assignment.identity.attached_id()?,
     ))
 }

@@ -261,7 +261,9 @@ impl Metrics {
     ) {
         let operation_type = match identity.source {
             IdentitySource::UserAssigned { .. } => "adal_token_msi_userassignedid",
-            IdentitySource::ServicePrincipal { .. } => "adal_token",
+            IdentitySource::ServicePrincipal { .. } | IdentitySource::Federated { .. } => {
+                "adal_token"
+            }
         };
         let operation = Type { operation_type };
         self.upstream

@@ -90,6 +90,15 @@ pub enum IdentitySource {
         /// The authority's base URL where it is not the cloud's own.
         authority: Option<Arc<str>>,
     },
+    /// `spec.federation`: a Kubernetes token is exchanged at Entra. Nothing is attached to a machine, and no Secret is read.
+    Federated {
+        /// The ARM id of a managed identity, where the object says it.
+        resource_id: Option<ResourceId>,
+        /// The tenant to ask; the broker's own where the object says none.
+        tenant: Option<Arc<str>>,
+        /// The audience of the Kubernetes token where it is not the cloud's own.
+        audience: Option<Arc<str>>,
+    },
 }
 
 /// What the rules know of an AzureIdentity.
@@ -106,11 +115,34 @@ pub struct IdentityFacts {
 }
 
 impl IdentityFacts {
-    /// The ARM id of a user-assigned identity, `None` for a service principal.
+    /// The ARM id of a managed identity, where the object says it: requests name the identity by it.
     pub fn resource_id(&self) -> Option<&ResourceId> {
         match &self.source {
             IdentitySource::UserAssigned { resource_id } => Some(resource_id),
             IdentitySource::ServicePrincipal { .. } => None,
+            IdentitySource::Federated { resource_id, .. } => resource_id.as_ref(),
+        }
+    }
+
+    /// The ARM id of what the hosts of its pods must have; `None` where nothing is attached to them.
+    pub fn attached_id(&self) -> Option<&ResourceId> {
+        match &self.source {
+            IdentitySource::UserAssigned { resource_id } => Some(resource_id),
+            IdentitySource::ServicePrincipal { .. } | IdentitySource::Federated { .. } => None,
+        }
+    }
+
+    /// Whether tokens come by federation.
+    pub fn is_federated(&self) -> bool {
+        matches!(self.source, IdentitySource::Federated { .. })
+    }
+
+    /// The tenant that the object says.
+    pub fn tenant(&self) -> Option<&str> {
+        match &self.source {
+            IdentitySource::UserAssigned { .. } => None,
+            IdentitySource::ServicePrincipal { tenant, .. } => Some(tenant),
+            IdentitySource::Federated { tenant, .. } => tenant.as_deref(),
         }
     }
 }

@@ -10,10 +10,12 @@
 //!
 //! Start with [`facts`] for the values that go in, [`matching`] for the rule itself, and [`verdict::authorize`] and
 //! [`desired::DesiredState`] for its two uses. [`ids`] has Azure's names, which compare without regard to case. [`mod@issuer`] stands
-//! by itself: whether Entra can use the cluster's OIDC issuer.
+//! by itself: whether Entra can use the cluster's OIDC issuer. [`federation`] has the names that the roles agree on for identities
+//! whose tokens come by federation.
 
 pub mod desired;
 pub mod facts;
+pub mod federation;
 pub mod ids;
 pub mod intern;
 pub mod issuer;

@@ -14,9 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::facts::{
-    BindingFacts, ExceptionFacts, IdentityFacts, IdentitySource, ObjectKey, PodFacts,
-};
+use crate::facts::{BindingFacts, ExceptionFacts, IdentityFacts, ObjectKey, PodFacts};
 use crate::ids::{ClientId, ResourceId};
 use crate::matching::{BINDING_LABEL, Scope, exempts, grants, selects};
 use crate::reason::DenialReason;
@@ -141,25 +139,24 @@ pub fn authorize<'a>(
 
 /// Whether tokens of both are of one principal: a client id alone does not say so, because an application has one in every tenant.
 fn is_same_principal(one: &IdentityFacts, other: &IdentityFacts) -> bool {
-    match (&one.source, &other.source) {
-        (
-            IdentitySource::ServicePrincipal { tenant: one, .. },
-            IdentitySource::ServicePrincipal { tenant: other, .. },
-        ) => one.eq_ignore_ascii_case(other),
-        _ => one.resource_id() == other.resource_id(),
+    if let (Some(one), Some(other)) = (one.resource_id(), other.resource_id()) {
+        return one == other;
     }
+    let is_attached = |identity: &IdentityFacts| identity.attached_id().is_some();
+    let tenant = |identity: &IdentityFacts| identity.tenant().map(str::to_ascii_lowercase);
+    !is_attached(one) && !is_attached(other) && tenant(one) == tenant(other)
 }
 
 /// Identities, each with its tenant or ARM id.
 fn principals(identities: &[&IdentityFacts]) -> String {
-    let described = identities.iter().map(|identity| match &identity.source {
-        IdentitySource::ServicePrincipal { tenant, .. } => {
-            format!("{} (tenant {tenant})", identity.key)
-        }
-        IdentitySource::UserAssigned { resource_id } => {
-            format!("{} ({resource_id})", identity.key)
-        }
-    });
+    let described =
+        identities.iter().map(
+            |identity| match (identity.resource_id(), identity.tenant()) {
+                (Some(id), _) => format!("{} ({id})", identity.key),
+                (None, Some(tenant)) => format!("{} (tenant {tenant})", identity.key),
+                (None, None) => format!("{} (the broker's tenant)", identity.key),
+            },
+        );
     described.collect::<Vec<_>>().join(", ")
 }
 

@@ -10,6 +10,7 @@ use podid_api::assigned::AzureAssignedIdentitySpec;
 use podid_api::binding::AzureIdentityBinding;
 use podid_api::identity::AzureIdentity;
 use podid_policy::facts::{BindingFacts, IdentityFacts, IdentitySource};
+use podid_policy::ids::ResourceId;
 use serde_json::{Value, json};
 
 /// Both copies as JSON.
@@ -40,11 +41,20 @@ fn identity_copy(identity: &IdentityFacts) -> Value {
     let behavior = identity.namespaced.then_some("namespaced");
     let mut spec = json!({
         "type": 0, "clientID": identity.client_id.as_str(),
-        "resourceID": null, "tenantID": null, "clientPassword": null, "adEndpoint": null,
+        "resourceID": null, "tenantID": null, "clientPassword": null, "adEndpoint": null, "federation": null,
     });
     match &identity.source {
         IdentitySource::UserAssigned { resource_id } => {
             spec["resourceID"] = json!(resource_id.as_str());
+        }
+        IdentitySource::Federated {
+            resource_id,
+            tenant,
+            audience,
+        } => {
+            spec["resourceID"] = json!(resource_id.as_ref().map(ResourceId::as_str));
+            spec["tenantID"] = json!(tenant.as_deref());
+            spec["federation"] = json!({ "audience": audience.as_deref() });
         }
         IdentitySource::ServicePrincipal {
             certificate,

@@ -103,7 +103,7 @@ impl AssignedObject {
             message: status.message.into(),
             resource: copies
                 .as_ref()
-                .and_then(|(identity, _)| identity.resource_id().cloned()),
+                .and_then(|(identity, _)| identity.attached_id().cloned()),
             binding: facts.binding,
             fingerprint: copies.map_or(0, |(i, b)| Copies::render(&i, &b).fingerprint()),
             key: facts.key,
@@ -125,7 +125,7 @@ impl AssignedObject {
             return;
         };
         self.assignment = known.key();
-        let resource = known.identity.resource_id();
+        let resource = known.identity.attached_id();
         if self.resource.as_ref() == resource {
             self.resource = resource.cloned();
         }

@@ -126,7 +126,7 @@ fn state_of(
     assignment: &Assignment,
     object: Option<&AssignedObject>,
 ) -> (AssignmentState, String) {
-    let Some(id) = assignment.identity.resource_id() else {
+    let Some(id) = assignment.identity.attached_id() else {
         return (AssignmentState::Assigned, String::new());
     };
     let Some(key) = &assignment.host else {

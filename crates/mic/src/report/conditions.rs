@@ -93,7 +93,7 @@ fn condition_of(
     identity: &IdentityFacts,
     known: Option<&Condition>,
 ) -> Option<Condition> {
-    let id = identity.resource_id()?;
+    let id = identity.attached_id()?;
     let mut users = index.hosts.values().filter(|h| h.is_wanted(id));
     let Some(first) = users.next() else {
         let unknown = || Condition::new("Unknown", "NotInUse", "no pod uses it at present");

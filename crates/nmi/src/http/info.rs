@@ -70,7 +70,11 @@ pub(crate) async fn tenant(
     let (_, identity) = grant::held(context, requester, granted).await?;
     let tenant = match &identity.source {
         IdentitySource::ServicePrincipal { tenant, .. } => tenant.to_string(),
-        IdentitySource::UserAssigned { .. } => context
+        IdentitySource::Federated {
+            tenant: Some(tenant),
+            ..
+        } => tenant.to_string(),
+        IdentitySource::UserAssigned { .. } | IdentitySource::Federated { .. } => context
             .tenant
             .get_or_try_init(|| ask(context))
             .await?

@@ -139,6 +139,10 @@ impl TokenSource for Upstream {
             IdentitySource::ServicePrincipal { .. } => {
                 self.service_principals.token(identity, resource).await
             }
+            IdentitySource::Federated { .. } => Err(SourceError::Unusable(format!(
+                "AzureIdentity {} has spec.federation, which this node agent cannot use yet",
+                identity.key
+            ))),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Pod facts: the few fields of a Pod that the rules and the index need.
 //!
-//! `watches.rs` and `lookup.rs` call it, so that a pod is read the same way from both. It guards the memory of a node agent: the rest
-//! of the object is dropped.
+//! The watches and look-ups of the node agent and of the broker call it, so that a pod is read the same way everywhere. It guards
+//! their memory: the rest of the object is dropped.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
 
 /// The facts of a pod. Text that is not an IP address is left out of its addresses.
-pub(crate) fn facts(pod: &Pod) -> PodFacts {
+pub fn facts(pod: &Pod) -> PodFacts {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref());

@@ -12,11 +12,11 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use parking_lot::Mutex;
+use podid_cluster::pods;
 use podid_policy::facts::PodFacts;
 use tokio::time::Instant;
 
 use crate::caller::index::Caller;
-use crate::caller::pods;
 use crate::metrics::Metrics;
 
 /// How long an answer is kept; after that the watch is newer.

@@ -16,6 +16,7 @@ use podid_api::assigned::{AzureAssignedIdentity, NODE_LABEL};
 use podid_api::binding::AzureIdentityBinding;
 use podid_api::exception::AzurePodIdentityException;
 use podid_cluster::lenient::Lenient;
+use podid_cluster::pods;
 use podid_cluster::watch::{Change, WatchStatus, watch};
 use podid_policy::facts::ObjectKey;
 use serde::de::DeserializeOwned;
@@ -24,8 +25,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::NmiError;
+use crate::caller::identities;
 use crate::caller::index::Index;
-use crate::caller::{identities, pods};
 use crate::context::Context;
 
 /// How objects of one kind are read, and how the index applies and deletes them.

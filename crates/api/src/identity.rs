@@ -180,10 +180,19 @@ impl AzureIdentity {
             0 if named => Some(self.resource_id()?),
             _ => None,
         };
+        let audience = text_of(&federation.audience, &None);
+        // It comes into a command that operators paste.
+        if audience.is_some_and(|text| !text.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(ObjectError::Unsupported {
+                field: "spec.federation.audience",
+                value: "a text with blanks or control characters".to_owned(),
+                allowed: "the audience of the federated credential is, such as api://AzureADTokenExchange",
+            });
+        }
         Ok(IdentitySource::Federated {
             resource_id,
             tenant: text_of(&spec.tenant_id, &spec.legacy_tenant_id).map(Into::into),
-            audience: text_of(&federation.audience, &None).map(Into::into),
+            audience: audience.map(Into::into),
         })
     }
 
@@ -309,6 +318,9 @@ spec:
         let certificate = ARTICLE.replace("type: 0", "type: 2");
         let error = federated(&certificate).unwrap_err().to_string();
         assert!(error.starts_with("spec.federation: "), "{error}");
+        let blank = read(&format!("{ARTICLE}  federation: {{audience: 'a b'}}\n"));
+        let error = blank.facts().unwrap_err().to_string();
+        assert!(error.starts_with("spec.federation.audience: "), "{error}");
         let malformed = ARTICLE.replace("userAssignedIdentities", "x");
         let error = federated(&malformed).unwrap_err().to_string();
         assert!(error.starts_with("spec.resourceID: "), "{error}");

@@ -10,7 +10,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::facts::ObjectKey;
+use crate::facts::{IdentityFacts, ObjectKey};
 
 /// The namespace of the service accounts that stand for identities; no pod runs there.
 pub const NAMESPACE: &str = "podid-identities";
@@ -23,6 +23,10 @@ pub const BROKER_PORT: u16 = 8443;
 const MAX_NAME: usize = 253;
 /// Hexadecimal digits of the hash in a shortened name: 128 bits, which nobody finds a second name for.
 const HASH_DIGITS: usize = 32;
+/// Hexadecimal digits of the hash in a credential's name: 32 bits tell the 20 credentials of one identity apart.
+const CREDENTIAL_HASH_DIGITS: usize = 8;
+/// How much of the service account's name a credential's name has in bytes: Azure takes 120 for the whole.
+const MAX_READABLE: usize = 100;
 
 /// The name of the service account in [`NAMESPACE`] that stands for an AzureIdentity.
 ///
@@ -44,10 +48,7 @@ pub fn service_account(identity: &ObjectKey) -> String {
         head.pop();
         head.push('-');
     }
-    let hash = digest(&SHA256, whole.as_bytes());
-    let hash = hash.as_ref().iter().take(HASH_DIGITS / 2);
-    let hash: String = hash.map(|byte| format!("{byte:02x}")).collect();
-    format!("{head}-{hash}")
+    format!("{head}-{}", hash(&whole, HASH_DIGITS))
 }
 
 /// The subject of the tokens of that service account, which the federated credential in Azure must name.
@@ -58,11 +59,73 @@ pub fn subject(identity: &ObjectKey) -> String {
     )
 }
 
+/// The command that makes the federated credential of an identity in Azure, to be pasted into a shell. `issuer` and `audience` are
+/// the claims `iss` and `aud` of the service account's tokens.
+pub fn create_command(identity: &IdentityFacts, issuer: &str, audience: &str) -> String {
+    let subject = subject(&identity.key);
+    let name = credential_name(&identity.key, issuer);
+    let Some(id) = identity.resource_id() else {
+        let parameters = format!(
+            r#"{{"name":"{name}","issuer":"{}","subject":"{subject}","audiences":["{}"]}}"#,
+            json_escaped(issuer),
+            json_escaped(audience)
+        );
+        return format!(
+            "az ad app federated-credential create --id {} --parameters {}",
+            identity.client_id,
+            shell_quoted(&parameters)
+        );
+    };
+    let parts: Vec<&str> = id.as_str().split('/').collect();
+    let part = |n: usize| shell_quoted(parts.get(n).copied().unwrap_or_default());
+    format!(
+        "az identity federated-credential create --subscription {} --resource-group {} --identity-name {} --name {name} --issuer {} --subject {subject} --audiences {}",
+        part(2),
+        part(4),
+        part(8),
+        shell_quoted(issuer),
+        shell_quoted(audience)
+    )
+}
+
+/// The name of the federated credential: of the identity and of the cluster, because a second credential of the same name would
+/// replace the first.
+fn credential_name(identity: &ObjectKey, issuer: &str) -> String {
+    let account = service_account(identity);
+    let hash = hash(&format!("{issuer} {account}"), CREDENTIAL_HASH_DIGITS);
+    let readable = account.replace('.', "-");
+    let readable: String = readable.chars().take(MAX_READABLE).collect();
+    format!("podid-{readable}-{hash}")
+}
+
+/// The first digits of a text's SHA-256.
+fn hash(text: &str, digits: usize) -> String {
+    let hash = digest(&SHA256, text.as_bytes());
+    let hash = hash.as_ref().iter().take(digits / 2);
+    hash.map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The text as one word of a POSIX shell: authors of AzureIdentities must not choose what an operator runs.
+fn shell_quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// The text as the inside of a JSON string.
+fn json_escaped(text: &str) -> String {
+    text.replace('\\', r"\\").replace('"', r#"\""#)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::facts::IdentitySource;
+    use crate::ids::{ClientId, ResourceId};
 
     #[test]
     fn a_name_that_is_too_long_is_shortened_and_stays_its_own() {
@@ -82,6 +145,67 @@ mod tests {
         assert_eq!(
             subject,
             "system:serviceaccount:podid-identities:shop.reader"
+        );
+    }
+
+    fn federated(resource_id: Option<&str>) -> IdentityFacts {
+        IdentityFacts {
+            key: ObjectKey::new("shop", "reader.x"),
+            client_id: ClientId::parse("6f1c0000-0000-0000-0000-0000000022ab").unwrap(),
+            source: IdentitySource::Federated {
+                resource_id: resource_id.map(|id| ResourceId::parse(id).unwrap()),
+                tenant: None,
+                audience: None,
+            },
+            namespaced: false,
+        }
+    }
+
+    #[test]
+    fn the_command_is_pasted_as_it_is() {
+        let id = "/subscriptions/s/resourceGroups/rg_(1)/providers/Microsoft.ManagedIdentity/userAssignedIdentities/reader";
+        let command = create_command(
+            &federated(Some(id)),
+            "https://issuer.example/",
+            "api://AzureADTokenExchange",
+        );
+        let name = command
+            .split(' ')
+            .skip_while(|word| *word != "--name")
+            .nth(1)
+            .unwrap();
+        assert!(name.starts_with("podid-shop-reader-x-"), "{command}");
+        assert_eq!(
+            command.replace(name, "NAME"),
+            "az identity federated-credential create --subscription s --resource-group 'rg_(1)' --identity-name reader --name NAME --issuer https://issuer.example/ --subject system:serviceaccount:podid-identities:shop.reader.x --audiences api://AzureADTokenExchange"
+        );
+        let other = create_command(&federated(Some(id)), "https://other.example/", "a");
+        assert!(
+            !other.contains(name),
+            "another cluster would replace the credential: {other}"
+        );
+    }
+
+    #[test]
+    fn an_application_has_a_command_of_its_own() {
+        let command = create_command(&federated(None), "https://i", "a");
+        assert!(command.starts_with("az ad app federated-credential create --id 6f1c0000-0000-0000-0000-0000000022ab --parameters '{\"name\":\"podid-"), "{command}");
+        assert!(command.ends_with(r#""subject":"system:serviceaccount:podid-identities:shop.reader.x","audiences":["a"]}'"#), "{command}");
+    }
+
+    #[test]
+    fn no_author_of_an_identity_chooses_what_an_operator_runs() {
+        let hostile = r#"a';touch /tmp/x;'"b\"#;
+        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/reader";
+        let command = create_command(&federated(Some(id)), "https://i", hostile);
+        assert!(
+            command.ends_with(r#"--audiences 'a'\'';touch /tmp/x;'\''"b\'"#),
+            "{command}"
+        );
+        let command = create_command(&federated(None), "https://i", hostile);
+        assert!(
+            command.ends_with(r#""audiences":["a'\'';touch /tmp/x;'\''\"b\\"]}'"#),
+            "{command}"
         );
     }
 

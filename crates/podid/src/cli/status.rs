@@ -97,6 +97,8 @@ struct Controller {
 struct Identity {
     namespace: String,
     name: String,
+    /// How its tokens are had.
+    tokens: &'static str,
     /// `True`, `False`, `Unknown`; empty while nothing is known.
     ready: String,
     reason: String,
@@ -264,6 +266,7 @@ impl Report {
                 Identity {
                     namespace,
                     name,
+                    tokens: tokens(&object.data["spec"]),
                     ready: text(&condition["status"]),
                     reason: text(&condition["reason"]),
                     message: text(&condition["message"]),
@@ -305,6 +308,7 @@ impl Report {
         let mut identities = Table::new(&[
             "NAMESPACE",
             "IDENTITY",
+            "TOKENS",
             "READY",
             "REASON",
             "PODS",
@@ -313,9 +317,11 @@ impl Report {
         ]);
         for i in self.identities.iter().filter(|i| all || i.ready == "False") {
             let (pods, waiting) = (i.pods.to_string(), i.waiting.to_string());
+            let tokens = i.tokens.to_owned();
             let known = [
                 &i.namespace,
                 &i.name,
+                &tokens,
                 &i.ready,
                 &i.reason,
                 &pods,
@@ -419,6 +425,17 @@ fn waiting(object: &DynamicObject, now: Timestamp) -> Option<Waiting> {
     })
 }
 
+/// How the tokens of an AzureIdentity are had.
+fn tokens(spec: &Value) -> &'static str {
+    match spec["type"].as_i64().unwrap_or_default() {
+        _ if spec["federation"].is_object() => "federation",
+        0 => "attached",
+        1 => "secret",
+        2 => "certificate",
+        _ => "",
+    }
+}
+
 fn condition(status: &Value) -> &Value {
     let conditions = status["conditions"].as_array();
     let ready = conditions.and_then(|all| all.iter().find(|c| c["type"] == "Ready"));
@@ -458,8 +475,9 @@ mod tests {
         let identity = object(json!({
             "metadata": { "name": "reader", "namespace": "shop" }, "spec": {}, "status": { "conditions": [refused] },
         }));
-        let other =
-            object(json!({ "metadata": { "name": "idle", "namespace": "shop" }, "spec": {} }));
+        let other = object(json!({
+            "metadata": { "name": "idle", "namespace": "shop" }, "spec": { "type": 1, "federation": {} },
+        }));
         let objects = [
             assigned(
                 "web",
@@ -486,12 +504,12 @@ mod tests {
             "Controller    mic-0 leads, renewed 3s ago\n\
              Identities    2: 0 ready, 1 not working, 1 not in use\n\
              Assignments   2: 1 assigned, 1 waiting\n\n\
-             NAMESPACE   IDENTITY   READY   REASON             PODS   WAITING   MESSAGE\n\
-             shop        reader     False   IdentityNotFound   2      1         was not found\n\n\
+             NAMESPACE   IDENTITY   TOKENS     READY   REASON             PODS   WAITING   MESSAGE\n\
+             shop        reader     attached   False   IdentityNotFound   2      1         was not found\n\n\
              NAMESPACE   POD   IDENTITY   NODE   WAITING   WHY\n\
              shop        web   reader     n1     3m12s     was not found\n"
         );
-        assert!(report.text(true).contains("idle"));
+        assert!(report.text(true).contains("idle       federation"));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! The controller's Deployment.
 
+use podid_policy::federation::BROKER_AUDIENCE;
 use serde_json::{Value, json};
 
 use super::{Install, NAME, labels};
 
 const AZURE_JSON: &str = "/etc/kubernetes/azure.json";
+/// Where clients of the broker have their token and the broker's CA.
+const BROKER_FILES: &str = "/var/run/secrets/podid-broker";
 /// The taints of a node whose kubelet reports a fault, or nothing at all.
 const NODE_FAILURES: [&str; 2] = [
     "node.kubernetes.io/not-ready",
@@ -66,10 +69,27 @@ fn pod(install: &Install) -> Value {
                 "readOnlyRootFilesystem": true,
                 "capabilities": { "drop": ["ALL"] },
             },
-            "volumeMounts": [{ "name": "cloudconfig", "mountPath": AZURE_JSON, "readOnly": true }],
+            "volumeMounts": [
+                { "name": "broker", "mountPath": BROKER_FILES, "readOnly": true },
+                { "name": "cloudconfig", "mountPath": AZURE_JSON, "readOnly": true },
+            ],
         }],
-        "volumes": [{ "name": "cloudconfig", "hostPath": { "path": AZURE_JSON, "type": "File" } }],
+        "volumes": [
+            broker_files(),
+            { "name": "cloudconfig", "hostPath": { "path": AZURE_JSON, "type": "File" } },
+        ],
     })
+}
+
+/// What a client of the broker needs: the token by which it proves itself, and the CA of the broker, which may come later.
+fn broker_files() -> Value {
+    json!({ "name": "broker", "projected": { "sources": [
+        { "serviceAccountToken": { "audience": BROKER_AUDIENCE, "expirationSeconds": 3600, "path": "token" } },
+        { "configMap": {
+            "name": format!("{NAME}-broker-ca"), "optional": true,
+            "items": [{ "key": "ca.crt", "path": "ca.crt" }],
+        } },
+    ] } })
 }
 
 fn health() -> Value {

@@ -2,6 +2,7 @@
 
 mod boot_rules;
 mod cleanup;
+mod identities;
 mod mic;
 mod nmi;
 mod rbac;
@@ -48,6 +49,9 @@ impl Install {
         if self.mode == Mode::Cleanup {
             objects.push(cleanup::daemon_set(self));
             return objects;
+        }
+        if self.mode == Mode::Standard {
+            objects.extend(identities::objects());
         }
         objects.extend(rbac::objects(self));
         objects.extend(self.exceptions());

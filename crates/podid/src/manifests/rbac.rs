@@ -1,5 +1,6 @@
 //! Service accounts, and exactly what each may do: nothing that its role does not need.
 
+use podid_policy::federation;
 use serde_json::{Value, json};
 
 use super::{Install, Mode, NAME};
@@ -19,6 +20,12 @@ pub(super) fn objects(install: &Install) -> Vec<Value> {
         objects.extend(account(install, "mic", &mic()));
         objects.extend(role(install, "mic", &install.namespace, &own_namespace()));
         objects.extend(role(install, "mic-leader", LEASES, &lease_namespace()));
+        objects.extend(role(
+            install,
+            "mic-identities",
+            federation::NAMESPACE,
+            &identities_namespace(),
+        ));
     }
     objects.extend(account(install, "nmi", &nmi(install.mode)));
     objects
@@ -67,6 +74,12 @@ fn lease_namespace() -> Vec<Value> {
         named(rule(group, &leases, &["get", "update"])),
         named(rule("", &["endpoints"], &["get", "patch"])),
     ]
+}
+
+/// What mic may do in the namespace of the service accounts that stand for identities: keep them, and have no token of them.
+fn identities_namespace() -> Vec<Value> {
+    let verbs = ["list", "watch", "create", "delete"];
+    vec![rule("", &["serviceaccounts"], &verbs)]
 }
 
 /// What nmi may do in every namespace: look.

@@ -27,7 +27,7 @@ use crate::token::source::Upstream;
 pub(crate) struct Context {
     pub(crate) config: Config,
     /// The lock is held for microseconds, and never across an await.
-    pub(crate) index: RwLock<Index>,
+    pub(crate) index: Arc<RwLock<Index>>,
     /// Counts the changes of the index, for those who wait for one.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) cache: Cache<Instrumented>,
@@ -52,20 +52,21 @@ impl Context {
         metrics: Arc<Metrics>,
     ) -> Self {
         let upstream = Arc::new(upstream);
+        let index = Index::new(config.scope, config.assigned_first);
+        let index = Arc::new(RwLock::new(index.picking_first(config.pick_first)));
         Self {
             lookup: Lookup::new(client, &config.node, Arc::clone(&metrics)),
-            index: RwLock::new(
-                Index::new(config.scope, config.assigned_first).picking_first(config.pick_first),
-            ),
             changes: watch::Sender::new(0),
             cache: Cache::new(
                 Arc::new(Instrumented::new(
                     Arc::clone(&upstream),
                     Arc::clone(&metrics),
+                    Arc::clone(&index),
                 )),
                 config.token_floor,
                 Arc::new(jiff::Timestamp::now),
             ),
+            index,
             upstream,
             metrics,
             rate_limiter: Arc::new(RateLimiter::new(config.pod_requests)),

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use podid_azure::ErrorKind;
+use podid_broker::client::ClientError;
+use podid_broker::protocol::ErrorKind as BrokerErrorKind;
 use podid_policy::facts::ObjectKey;
 use podid_policy::ids::IdError;
 use podid_policy::reason::DenialReason;
@@ -199,7 +201,7 @@ impl Refusal {
     pub(crate) fn is_awaited(&self) -> bool {
         match self {
             Self::NotAssigned { refusal, .. } => refusal.is_none(),
-            Self::Source(error) => error.is_identity_not_found(),
+            Self::Source(error) => error.is_identity_not_found() || error.is_propagating(),
             _ => false,
         }
     }
@@ -280,7 +282,39 @@ fn of_source(error: &SourceError) -> Shape {
         SourceError::Azure(error) => of_azure(error),
         SourceError::Secret(error) if error.is_transient() => Shape::unavailable(RETRY_LATER),
         SourceError::ShortLived => Shape::unavailable(RETRY_LATER),
-        SourceError::Secret(_) | SourceError::Unusable(_) => Shape::forbidden(),
+        SourceError::NoPod(_) => Shape::unavailable(RETRY_SOON),
+        SourceError::Broker(error) => of_broker(error),
+        SourceError::Secret(_) | SourceError::Unusable(_) | SourceError::NoBroker(_) => {
+            Shape::forbidden()
+        }
+    }
+}
+
+fn of_broker(error: &ClientError) -> Shape {
+    use BrokerErrorKind as Kind;
+    let wait = error.retry_after();
+    let ClientError::Refused { kind, .. } = error else {
+        return Shape::unavailable(wait.unwrap_or(RETRY_LATER));
+    };
+    match kind {
+        Kind::Malformed => Shape::new(StatusCode::BAD_REQUEST, "invalid_resource"),
+        Kind::Throttled => Shape::throttled(wait.unwrap_or(RETRY_LATER)),
+        Kind::NotFederated
+        | Kind::CredentialMissing
+        | Kind::CredentialMismatch
+        | Kind::TenantRefused
+        | Kind::CallerRefused => Shape::forbidden(),
+        // The node agent's watch and the broker's differ for a moment; what lasts, the node agent sees itself.
+        Kind::UnknownPod
+        | Kind::PodFinished
+        | Kind::WrongNode
+        | Kind::NotGranted
+        | Kind::UnknownIdentity => Shape::unavailable(wait.unwrap_or(RETRY_SOON)),
+        Kind::Propagating
+        | Kind::IssuerUnreachable
+        | Kind::Unauthenticated
+        | Kind::Unavailable
+        | Kind::Unknown => Shape::unavailable(wait.unwrap_or(RETRY_LATER)),
     }
 }
 
@@ -363,3 +397,6 @@ pub(crate) enum QueryError {
     #[error("the query has characters other than letters, digits and -_.~=&,:+")]
     Odd,
 }
+
+#[cfg(test)]
+mod tests;

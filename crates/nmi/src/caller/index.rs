@@ -374,22 +374,39 @@ impl Index {
     ) -> HashMap<ObjectKey, Arc<IdentityFacts>> {
         let mut found = HashMap::new();
         for pod in self.pods.values().filter(|pod| pod.is_live()) {
-            let Some(selector) = pod.labels.get(BINDING_LABEL) else {
-                continue;
-            };
-            for key in self.selectors.get(selector.as_str()).into_iter().flatten() {
-                let Some(binding) = self.bindings.get(key) else {
-                    continue;
-                };
-                if let Some(identity) = self.identity_of(binding)
-                    && grants(self.scope, binding, identity, &**pod)
-                    && is_wanted(pod, identity)
-                {
+            for identity in self.granted_to(pod) {
+                if is_wanted(pod, identity) {
                     found.insert(identity.key.clone(), Arc::clone(identity));
                 }
             }
         }
         found
+    }
+
+    /// The identities that bindings grant the pod.
+    fn granted_to<'a>(
+        &'a self,
+        pod: &'a PodFacts,
+    ) -> impl Iterator<Item = &'a Arc<IdentityFacts>> + 'a {
+        let selector = pod.labels.get(BINDING_LABEL);
+        let keys = selector.and_then(|selector| self.selectors.get(selector.as_str()));
+        keys.into_iter().flatten().filter_map(move |key| {
+            let binding = self.bindings.get(key)?;
+            let identity = self.identity_of(binding)?;
+            grants(self.scope, binding, identity, pod).then_some(identity)
+        })
+    }
+
+    /// The live pods of this node that are granted the identity, by name.
+    pub(crate) fn pods_granted(&self, identity: &ObjectKey) -> Vec<Arc<PodFacts>> {
+        let is_granted = |pod: &&Arc<PodFacts>| {
+            pod.is_live()
+                && self.granted_to(pod).any(|granted| granted.key == *identity)
+                && self.exemption(pod).is_none()
+        };
+        let mut pods: Vec<_> = self.pods.values().filter(is_granted).cloned().collect();
+        pods.sort_by(|one, other| one.key.cmp(&other.key));
+        pods
     }
 }
 

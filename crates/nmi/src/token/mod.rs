@@ -10,10 +10,12 @@
 //! | [`source`], [`instrumented`] | the issuers, and the metrics of them |
 //! | [`imds_limiter`] | the token bucket for podid's own calls to the metadata service |
 //! | [`service_principal`], [`secret_watch`] | tokens by a Secret of the cluster, and what happens when it changes |
+//! | [`federated`] | tokens by the broker, for identities with `spec.federation` |
 //!
 //! The room `http` uses it; it uses the room `caller`.
 
 pub(crate) mod cache;
+mod federated;
 pub(crate) mod grant;
 mod imds_limiter;
 pub(crate) mod instrumented;

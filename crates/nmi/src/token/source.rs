@@ -1,10 +1,11 @@
-//! Token source: gets an identity's tokens from its issuer, which is the metadata service for user-assigned identities and Entra for
-//! service principals.
+//! Token source: gets an identity's tokens from its issuer, which is the metadata service for user-assigned identities, Entra for
+//! service principals, and `podid broker` for federated identities.
 //!
 //! `cache.rs` asks it for tokens; `http/passthrough.rs` forwards requests with it. Errors are this file's own: `refusal.rs` says how
 //! they are answered.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +13,12 @@ use kube::Client;
 use podid_azure::entra::Entra;
 use podid_azure::imds::{Identity, Imds};
 use podid_azure::{Error, ErrorKind, Token};
+use podid_broker::client::{BrokerClient, ClientError};
+use podid_broker::protocol::ErrorKind as BrokerErrorKind;
 use podid_cluster::secrets::SecretError;
-use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
+use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey, PodFacts};
 
+use crate::token::federated::FederatedIdentities;
 use crate::token::imds_limiter::ImdsLimiter;
 use crate::token::service_principal::ServicePrincipals;
 
@@ -30,6 +34,17 @@ pub enum SourceError {
     /// A field of the AzureIdentity or of its Secret is invalid.
     #[error("{0}")]
     Unusable(String),
+    /// The AzureIdentity is federated, and this node agent has no broker.
+    #[error(
+        "AzureIdentity {0} has spec.federation, and this node agent was given no broker to get its tokens from; deploy podid broker (broker.enabled=true of the chart) and give podid nmi --broker-url, or take spec.federation away"
+    )]
+    NoBroker(ObjectKey),
+    /// No live pod of this node is granted the AzureIdentity any more.
+    #[error("no live pod of this node is granted AzureIdentity {0} any more; ask again")]
+    NoPod(ObjectKey),
+    /// The broker refuses or does not answer.
+    #[error("{0}")]
+    Broker(#[from] ClientError),
     /// The token that came is about to expire.
     #[error("the issuer gave a token that is about to expire; ask again")]
     ShortLived,
@@ -43,6 +58,12 @@ impl SourceError {
             Self::Secret(error) if error.is_transient() => "secret_unavailable",
             Self::Secret(_) => "secret_missing",
             Self::Unusable(_) => "identity_unusable",
+            Self::NoBroker(_) => "no_broker",
+            Self::NoPod(_) => "no_pod",
+            Self::Broker(ClientError::Refused { kind, .. }) => kind.name(),
+            Self::Broker(ClientError::Unreachable { .. }) => "broker_unreachable",
+            Self::Broker(ClientError::File { .. }) => "broker_file_unusable",
+            Self::Broker(ClientError::NotABroker { .. }) => "not_a_broker",
             Self::ShortLived => "short_lived",
         }
     }
@@ -51,7 +72,12 @@ impl SourceError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Azure(error) => error.retry_after(),
-            Self::Secret(_) | Self::Unusable(_) | Self::ShortLived => None,
+            Self::Broker(error) => error.retry_after(),
+            Self::Secret(_)
+            | Self::Unusable(_)
+            | Self::NoBroker(_)
+            | Self::NoPod(_)
+            | Self::ShortLived => None,
         }
     }
 
@@ -60,15 +86,40 @@ impl SourceError {
         matches!(self, Self::Azure(error) if error.kind() == ErrorKind::IdentityNotFound)
     }
 
+    /// Whether the broker does not know the pod yet, or Entra the federated credential, as happens just after either was made.
+    pub fn is_propagating(&self) -> bool {
+        matches!(
+            self,
+            Self::Broker(ClientError::Refused {
+                kind: BrokerErrorKind::Propagating | BrokerErrorKind::UnknownPod,
+                ..
+            })
+        )
+    }
+
     /// Whether the cause may pass by itself, so that a token that is still valid is kept.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Azure(error) => error.is_transient(),
             Self::Secret(error) => error.is_transient(),
             Self::ShortLived => true,
-            Self::Unusable(_) => false,
+            Self::Broker(error) => !ends_the_grant(error),
+            Self::Unusable(_) | Self::NoBroker(_) | Self::NoPod(_) => false,
         }
     }
+}
+
+/// Whether the broker says that no pod of this node has the grant. Its other refusals are about new tokens only: Entra's answers on a
+/// credential differ from one of its servers to the next, and a valid token outlives a repair of the broker.
+fn ends_the_grant(error: &ClientError) -> bool {
+    use BrokerErrorKind as Kind;
+    matches!(
+        error,
+        ClientError::Refused {
+            kind: Kind::NotGranted | Kind::PodFinished | Kind::UnknownIdentity | Kind::NotFederated,
+            ..
+        }
+    )
 }
 
 /// Why the metadata service's answer to a forwarded request cannot be had.
@@ -92,11 +143,12 @@ pub trait TokenSource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Token, SourceError>> + Send;
 }
 
-/// The issuers: the metadata service for user-assigned identities, Entra for service principals.
+/// The issuers: the metadata service for user-assigned identities, Entra for service principals, the broker for federated identities.
 pub struct Upstream {
     imds: Imds,
     imds_limiter: ImdsLimiter,
     service_principals: ServicePrincipals,
+    federated: FederatedIdentities,
 }
 
 impl Upstream {
@@ -106,7 +158,15 @@ impl Upstream {
             imds,
             imds_limiter: ImdsLimiter::default(),
             service_principals: ServicePrincipals::new(entra, client, any_namespace),
+            federated: FederatedIdentities::default(),
         }
+    }
+
+    /// Gets tokens of federated identities from this broker; without one they have none.
+    #[must_use]
+    pub fn with_broker(mut self, broker: Option<BrokerClient>) -> Self {
+        self.federated = FederatedIdentities::new(broker);
+        self
     }
 
     /// Forwards a request to the metadata service. Only a few are forwarded in a second, because tokens take precedence.
@@ -126,10 +186,17 @@ impl Upstream {
     pub(crate) fn secret<'a>(&self, identity: &'a IdentityFacts) -> Option<&'a ObjectKey> {
         self.service_principals.secret(identity)
     }
-}
 
-impl TokenSource for Upstream {
-    async fn token(&self, identity: &IdentityFacts, resource: &str) -> Result<Token, SourceError> {
+    /// A new token of `identity` for `resource`. `pods` gives the pods of this node that are granted the identity.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub(crate) async fn token(
+        &self,
+        identity: &IdentityFacts,
+        resource: &str,
+        pods: impl FnOnce() -> Vec<Arc<PodFacts>>,
+    ) -> Result<Token, SourceError> {
         match &identity.source {
             IdentitySource::UserAssigned { resource_id } => {
                 let _permit = self.imds_limiter.acquire(&identity.key).await;
@@ -139,10 +206,9 @@ impl TokenSource for Upstream {
             IdentitySource::ServicePrincipal { .. } => {
                 self.service_principals.token(identity, resource).await
             }
-            IdentitySource::Federated { .. } => Err(SourceError::Unusable(format!(
-                "AzureIdentity {} has spec.federation, which this node agent cannot use yet",
-                identity.key
-            ))),
+            IdentitySource::Federated { .. } => {
+                self.federated.token(identity, resource, &pods()).await
+            }
         }
     }
 }

@@ -18,6 +18,8 @@ pub const ROBOT: &str = "127.0.0.5";
 pub const EXEMPT: &str = "127.0.0.6";
 /// Granted and assigned `reader`, like WEB.
 pub const NEIGHBOUR: &str = "127.0.0.7";
+/// Granted `federated`, which has `spec.federation`.
+pub const FEDERATED: &str = "127.0.0.8";
 /// No pod.
 pub const NOBODY: &str = "127.0.0.99";
 
@@ -26,6 +28,7 @@ pub const READER: &str = "6f1c0000-0000-0000-0000-0000000022ab";
 pub const WRITER: &str = "6f1c0000-0000-0000-0000-0000000033cd";
 pub const LATE: &str = "6f1c0000-0000-0000-0000-0000000044de";
 pub const ROBOTS: &str = "6f1c0000-0000-0000-0000-0000000055ef";
+pub const FEDERATEDS: &str = "6f1c0000-0000-0000-0000-0000000066f0";
 /// Of an identity that nobody is granted.
 pub const VICTIM: &str = "6f1c0000-0000-0000-0000-00000000dead";
 /// The service principal's.
@@ -92,6 +95,8 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": named("robot"), "data": { "clientSecret": "aHVzaA==" },
     });
+    let federated =
+        json!({ "type": 1, "clientID": FEDERATEDS, "tenantID": TENANT, "federation": {} });
     let exception = json!({ "podLabels": { "aadpodidbinding": "exempt" } });
     BTreeMap::from([
         (
@@ -104,6 +109,7 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
                 pod("robot", ROBOT, "robot"),
                 pod("exempt", EXEMPT, "exempt"),
                 pod("neighbour", NEIGHBOUR, "app"),
+                pod("federated", FEDERATED, "federated"),
             ],
         ),
         (
@@ -114,6 +120,7 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
                 identity("late", LATE),
                 identity("victim", VICTIM),
                 custom("AzureIdentity", "robot", robot),
+                custom("AzureIdentity", "federated", federated),
             ],
         ),
         (
@@ -124,6 +131,7 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
                 binding("both-writer", "writer", "both"),
                 binding("soon", "late", "soon"),
                 binding("robot", "robot", "robot"),
+                binding("federated", "federated", "federated"),
             ],
         ),
         (

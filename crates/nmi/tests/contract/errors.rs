@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use crate::common::client::{Answer, get};
 use crate::common::log::Log;
-use crate::common::objects::{BARE, BOTH, NOBODY, ROBOT, SOON, VICTIM, WEB, WRITER, pod};
+use crate::common::objects::{
+    BARE, BOTH, FEDERATED, NOBODY, ROBOT, SOON, VICTIM, WEB, WRITER, pod,
+};
 use crate::common::{METADATA, PATH, Rig, TOKEN, rig, rig_that_waits};
 
 fn retry_after(answer: &Answer) -> Option<u64> {
@@ -70,6 +72,20 @@ async fn c38_no_identity_is_said_at_once_and_for_good() {
         assert_eq!((answer.status, retry_after(&answer)), (400, None));
         assert_eq!(answer.json()["error"], "invalid_request");
         assert!(answer.description().starts_with("Identity not found"));
+    }
+}
+
+#[tokio::test]
+async fn a_federated_identity_without_a_broker_is_named_and_holds_up_no_other() {
+    let rig = rig(|_| {}).await;
+    let answer = rig.token(FEDERATED, "r").await;
+    assert_eq!((answer.status, retry_after(&answer)), (403, None));
+    assert_eq!(answer.json()["error"], "access_denied");
+    for text in ["shop/federated", "no broker", "--broker-url"] {
+        assert!(answer.description().contains(text), "{answer:?}");
+    }
+    for other in [WEB, ROBOT] {
+        assert_eq!(rig.token(other, "r").await.status, 200);
     }
 }
 

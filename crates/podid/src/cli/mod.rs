@@ -3,6 +3,7 @@
 mod api_client;
 mod atomic_file;
 mod boot_rules;
+mod broker_client;
 mod cloud;
 pub mod compat;
 mod crds;

@@ -17,6 +17,7 @@ use podid_nmi::{Attestor, Config, POD_REQUESTS, Processes, StartupTaint, Upstrea
 use podid_policy::matching::Scope;
 use tokio::sync::watch;
 
+use super::broker_client::Broker;
 use super::compat::{Logging, duration};
 use super::data_path;
 use super::ignored::Ignored;
@@ -26,6 +27,8 @@ use super::{api_client, run};
 
 /// Time limit for one call to the issuer of tokens; after it the client gets 500, and most ask again by themselves.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit for one token of the broker, which asks the API server twice and Entra once.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// SDKs take a token that lives for less than this as expired.
 const TOKEN_FLOOR: Duration = Duration::from_secs(300);
 /// Time limit to wait for the ports of a running node agent that speaks another version of the handover: it is about to end.
@@ -74,6 +77,8 @@ pub struct Nmi {
     startup_taint: Option<StartupTaint>,
     #[command(flatten)]
     door: Door,
+    #[command(flatten)]
+    broker: Broker,
     #[command(flatten)]
     interception: Interception,
     #[command(flatten)]
@@ -247,7 +252,7 @@ impl Nmi {
         let (upstream, labels) = (self.upstream(client.clone(), mark)?, client.clone());
         let (active, is_active) = watch::channel(!intercepts);
         let config = self.config()?;
-        tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, "podid nmi starts");
+        tracing::info!(node = config.node, listen = %address, interception = ?self.interception.how, broker = self.broker.url(), "podid nmi starts");
         let mut nmi = podid_nmi::Nmi::new(config, client, upstream, is_active)
             .with_startup_taint(self.startup_taint.clone());
         let before = (rules.metadata, rules.metadata_port).into();
@@ -373,7 +378,8 @@ impl Nmi {
             )?,
             client,
             self.allow_cross_namespace_secrets,
-        ))
+        )
+        .with_broker(self.broker.client(BROKER_TIMEOUT)?))
     }
 
     fn config(&self) -> anyhow::Result<Config> {

@@ -40,6 +40,50 @@ fn binding() -> BindingFacts {
     }
 }
 
+#[test]
+fn the_pods_that_are_granted_an_identity_are_live_bound_and_not_exempted() {
+    let mut index = index();
+    index.apply_pod(pod("also", 2));
+    let mut finished = pod("finished", 3);
+    finished.phase = PodPhase::Finished;
+    index.apply_pod(finished);
+    let mut unbound = pod("unbound", 4);
+    unbound.labels.clear();
+    index.apply_pod(unbound);
+    let mut exempt = pod("exempt", 5);
+    exempt.labels.insert("who".to_owned(), "exempt".to_owned());
+    index.apply_pod(exempt);
+    index.apply_exception(ExceptionFacts {
+        key: ObjectKey::new("shop", "exception"),
+        pod_labels: [("who".to_owned(), "exempt".to_owned())].into(),
+    });
+    let names = |index: &Index| {
+        let pods = index.pods_granted(&ObjectKey::new("shop", "reader"));
+        pods.iter()
+            .map(|pod| pod.key.name.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&index), ["also", "web"]);
+    index.delete_binding(&binding().key);
+    assert!(names(&index).is_empty());
+}
+
+#[test]
+fn a_federated_identity_is_usable_without_being_attached() {
+    let mut index = index();
+    let wanted = RequestedIdentity::Any;
+    let decide = |index: &Index| index.decide(&pod("web", 1), &wanted);
+    assert!(matches!(decide(&index), Decision::Pending { .. }));
+    let mut federated = identity();
+    federated.source = IdentitySource::Federated {
+        resource_id: identity().resource_id().cloned(),
+        tenant: None,
+        audience: None,
+    };
+    index.apply_identity(federated);
+    assert!(matches!(decide(&index), Decision::Grant(_)));
+}
+
 fn assigned(state: AssignmentState) -> AssignedFacts {
     AssignedFacts {
         key: ObjectKey::new("default", "web-shop-reader"),

@@ -13,10 +13,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use podid_sim::azure::{Azure, Control, HostKind};
+use podid_sim::azure::{Azure, Control, FederatedCredential, HostKind};
 use podid_sim::cluster::{self, Cluster};
+use podid_testkit::apiserver::{ApiServer, Options, TokenIssuer};
 use podid_testkit::process::Process;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -313,27 +312,31 @@ async fn a_certificate_in_a_file() {
 #[tokio::test]
 async fn a_service_account_token_that_azure_trusts() {
     let world = World::build().await;
-    let at = world.scratch.path();
-    let (issuer, subject) = ("https://issuer.example/", "system:serviceaccount:podid:mic");
-    openssl(at, "genrsa -out key.pem 2048");
-    openssl(
-        at,
-        "rsa -in key.pem -RSAPublicKey_out -outform DER -out public.der",
+    let server = ApiServer::start_with(Options {
+        issuer: TokenIssuer::Published,
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let credential = FederatedCredential::new(
+        "mic",
+        &server.issuer(),
+        "system:serviceaccount:kube-system:mic",
     );
-    let public = std::fs::read(at.join("public.der")).unwrap();
-    world
-        .azure
-        .federate(&world.application, issuer, subject, public);
-    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let ends = jiff::Timestamp::now().as_second() + 3600;
-    let header = part(json!({ "alg": "RS256", "kid": "1" }));
-    let claims = part(json!({
-        "iss": issuer, "sub": subject, "aud": ["api://AzureADTokenExchange"], "exp": ends,
-    }));
-    world.write("signed", &format!("{header}.{claims}"));
-    openssl(at, "dgst -sha256 -sign key.pem -out seal signed");
-    let seal = URL_SAFE_NO_PAD.encode(std::fs::read(at.join("seal")).unwrap());
-    let token = world.write("token", &format!("{header}.{claims}.{seal}\n"));
+    world.azure.federate(&world.application, credential);
+    let authority = std::fs::read(server.authority()).unwrap();
+    world.azure.trust_issuers_by(&authority).unwrap();
+    let kubectl = async |command: &str| {
+        let arguments: Vec<&str> = command.split_whitespace().collect();
+        let output = server.run_kubectl(&arguments, "").await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    kubectl("create serviceaccount mic -n kube-system").await;
+    let token = kubectl("create token mic -n kube-system --audience=api://AzureADTokenExchange");
+    let token = token.await;
+    let seal = token.trim().rsplit('.').next().unwrap().to_owned();
+    let token = world.write("token", &token);
     let mut mic = world.start(
         &[],
         &[

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use podid_sim::azure::{self, Azure, Control, HostKind, Role};
+use podid_sim::azure::{self, Azure, Control, FederatedCredential, HostKind, Role};
 use podid_sim::cluster::{self, Cluster};
 
 use super::compat::duration;
@@ -28,7 +28,7 @@ enum Which {
 
 /// Run a simulated Azure: metadata service, Entra and Resource Manager
 ///
-/// Point AZURE_POD_IDENTITY_AUTHORITY_HOST at the metadata service, and any SDK's ManagedIdentityCredential gets tokens of the identities given with --identity.
+/// Point AZURE_POD_IDENTITY_AUTHORITY_HOST at the metadata service, and any SDK's ManagedIdentityCredential gets tokens of the identities given with --identity. Entra exchanges tokens of other issuers too: give them with --federated-credential, or by Resource Manager's federatedIdentityCredentials.
 #[derive(Args)]
 struct SimAzure {
     /// The port of the metadata service of node 0 of scale set pool1; 0 for any
@@ -46,6 +46,18 @@ struct SimAzure {
     /// User-assigned identities that exist and are attached from the start
     #[arg(long = "identity", value_name = "NAME")]
     identities: Vec<String>,
+    /// A federated credential of an identity: tokens of this issuer for this subject (audience api://AzureADTokenExchange) stand for it
+    #[arg(long = "federated-credential", value_name = "NAME,ISSUER,SUBJECT", value_parser = federated_credential)]
+    federated: Vec<Federated>,
+    /// The certificates (PEM) of authorities that Entra trusts beside the system's when it reads an issuer
+    #[arg(long, value_name = "FILE")]
+    issuer_ca: Option<PathBuf>,
+    /// How long after a write until all of Entra knows a federated credential; exchanges succeed and fail by turns before
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    credential_propagation: Duration,
+    /// For how long a part of Entra that found no federated credential goes on without those that came since
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    negative_cache: Duration,
     /// How long tokens live
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     token_life: Duration,
@@ -84,11 +96,18 @@ impl SimAzure {
             arm_port: self.arm_port,
             token_life: self.token_life,
             patch_latency: self.patch_latency,
+            credential_propagation: self.credential_propagation,
+            negative_cache: self.negative_cache,
             ..azure::Config::default()
         })
         .await
         .context("--address, --entra-port and --arm-port")?;
         let control = azure.control();
+        if let Some(file) = &self.issuer_ca {
+            let authorities = std::fs::read(file).map_err(anyhow::Error::from);
+            let trusted = authorities.and_then(|pem| Ok(control.trust_issuers_by(&pem)?));
+            trusted.with_context(|| format!("--issuer-ca {}", file.display()))?;
+        }
         let set = control.create_host(HostKind::ScaleSet, "mc_podid_sim", "pool1");
         let address = SocketAddr::new(self.address, self.imds_port);
         let imds = control
@@ -115,6 +134,22 @@ impl SimAzure {
              scale set         {set}\n",
             control.tenant()
         );
+        text += &self.create_identities(control, set)?;
+        let (client, principal) = control.create_application("podid-sim-secret");
+        let scope = format!("/subscriptions/{}", control.subscription());
+        control.assign_role(&principal, Role::Owner, &scope);
+        text += &format!("service principal {client} secret podid-sim-secret (Owner)\n");
+        Ok(text)
+    }
+
+    /// Creates the identities with their federated credentials, and tells of them.
+    fn create_identities(&self, control: &Control, set: &str) -> anyhow::Result<String> {
+        let of_none = |credential: &&Federated| !self.identities.contains(&credential.identity);
+        if let Some(credential) = self.federated.iter().find(of_none) {
+            let name = &credential.identity;
+            anyhow::bail!("--federated-credential: there is no --identity={name}");
+        }
+        let mut text = String::new();
         for name in &self.identities {
             let identity = control.create_identity("podid_sim", name);
             control.attach(set, &identity);
@@ -122,12 +157,42 @@ impl SimAzure {
                 "identity          {} client id {}\n",
                 identity.id, identity.client_id
             );
+            let own = self.federated.iter().filter(|one| one.identity == *name);
+            for (
+                n,
+                Federated {
+                    issuer, subject, ..
+                },
+            ) in own.enumerate()
+            {
+                let credential =
+                    FederatedCredential::new(&format!("podid-sim-{n}"), issuer, subject);
+                control.federate(&identity.client_id, credential);
+                text += &format!("                  by tokens of {issuer} for {subject}\n");
+            }
         }
-        let (client, principal) = control.create_application("podid-sim-secret");
-        let scope = format!("/subscriptions/{}", control.subscription());
-        control.assign_role(&principal, Role::Owner, &scope);
-        text += &format!("service principal {client} secret podid-sim-secret (Owner)\n");
         Ok(text)
+    }
+}
+
+/// A federated credential of an identity.
+#[derive(Clone)]
+struct Federated {
+    identity: String,
+    issuer: String,
+    subject: String,
+}
+
+/// Reads NAME,ISSUER,SUBJECT.
+fn federated_credential(text: &str) -> Result<Federated, String> {
+    let parts: Vec<&str> = text.splitn(3, ',').collect();
+    match parts.as_slice() {
+        [identity, issuer, subject] if !subject.is_empty() => Ok(Federated {
+            identity: (*identity).to_owned(),
+            issuer: (*issuer).to_owned(),
+            subject: (*subject).to_owned(),
+        }),
+        _ => Err("it is a name of --identity, an issuer and a subject, with commas between".into()),
     }
 }
 

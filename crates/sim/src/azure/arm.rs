@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::directory::{Action, Identity, Role, key};
 use super::faults::{FailedOperation, Fault, layer};
 use super::journal::Service;
-use super::{World, compute};
+use super::{World, compute, federated_credentials, reached_at};
 
 /// Larger bodies are refused.
 const MAX_BODY: usize = 1024 * 1024;
@@ -140,10 +140,11 @@ async fn dispatch(State(world): State<Arc<World>>, request: Request) -> Response
     };
     let fails = head.extensions.get::<FailedOperation>().cloned();
     answer(&world, &head.method, &head.uri, &head.headers, &body, fails)
+        .await
         .unwrap_or_else(ArmError::into_response)
 }
 
-fn answer(
+async fn answer(
     world: &Arc<World>,
     method: &Method,
     uri: &axum::http::Uri,
@@ -183,6 +184,20 @@ fn answer(
     ) {
         return Ok(role_definitions(scope, query));
     }
+    if let Some((parent, rest)) = split(path, &lower, "/federatedidentitycredentials")
+        && let Some(parent) = parts(parent)
+        && let Some(name) = credential_name(rest)
+    {
+        let request = federated_credentials::Request {
+            method,
+            parent,
+            name,
+            query,
+            body,
+            host: reached_at(headers, world.arm),
+        };
+        return federated_credentials::answer(world, &caller, &request).await;
+    }
     let Some(parts) = parts(path) else {
         let text = format!("The requested path '{path}' is not known to this simulator.");
         return Err(ArmError::new(
@@ -204,7 +219,16 @@ fn answer(
     }
 }
 
-fn not_allowed() -> ArmError {
+/// What follows `/federatedIdentityCredentials`: nothing, or the name of one; else it is no path of theirs.
+fn credential_name(rest: &str) -> Option<Option<&str>> {
+    if rest.is_empty() {
+        return Some(None);
+    }
+    let name = rest.strip_prefix('/')?;
+    (!name.is_empty() && !name.contains('/')).then_some(Some(name))
+}
+
+pub(super) fn not_allowed() -> ArmError {
     let text = "The method is not allowed for this resource.";
     ArmError::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", text)
 }
@@ -327,13 +351,12 @@ fn identity(
                 &verb("delete"),
                 parts.id,
             )?;
-            Ok(
-                match world.directory.lock().identities.remove(&key(parts.id)) {
-                    Some(_) => StatusCode::OK,
-                    None => StatusCode::NO_CONTENT,
-                }
-                .into_response(),
-            )
+            let deleted = world.directory.lock().delete_identity(parts.id);
+            Ok(match deleted {
+                true => StatusCode::OK,
+                false => StatusCode::NO_CONTENT,
+            }
+            .into_response())
         }
         _ => Err(not_allowed()),
     }

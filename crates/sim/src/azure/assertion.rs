@@ -1,5 +1,5 @@
-//! Client assertions (RFC 7523) and federated tokens: what Entra verifies before it believes them. `entra` calls it for each
-//! token request that proves itself with one: whose it is, by which certificate, for whom, when, and that it is new.
+//! Client assertions (RFC 7523) that an application signs itself: what Entra verifies before it believes them. `entra` calls it for
+//! each token request that proves itself with one: whose it is, by which certificate, for whom, when, and that it is new.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{
@@ -14,10 +14,8 @@ use super::directory::Application;
 
 /// `client_assertion_type` of a JWT (RFC 7523).
 pub(super) const TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-/// The audience of other issuers' tokens.
-const EXCHANGE: &str = "api://AzureADTokenExchange";
 /// Clocks may differ by this, in seconds.
-const SKEW: i64 = 300;
+pub(super) const SKEW: i64 = 300;
 
 /// The assertion's `jti`, or what is wrong with it. `audience` is the beginning of the URLs that it may be for.
 pub(super) fn verify(
@@ -67,38 +65,6 @@ pub(super) fn verify(
         .as_str()
         .map(str::to_owned)
         .ok_or("Client assertion has no jti.")
-}
-
-/// What Entra checks of another issuer's token that stands for the application.
-pub(super) fn verify_federated(
-    jwt: &str,
-    application: &Application,
-    now: i64,
-) -> Result<(), &'static str> {
-    let malformed = "Client assertion is not a signed JWT.";
-    let (signed, seal) = jwt.rsplit_once('.').ok_or(malformed)?;
-    let (_, claims) = signed.split_once('.').ok_or(malformed)?;
-    let claims = part(claims).ok_or(malformed)?;
-    let seal = decode(seal).ok_or(malformed)?;
-    let trusted = application
-        .federated
-        .iter()
-        .find(|f| claims["iss"] == f.issuer.as_str() && claims["sub"] == f.subject.as_str())
-        .ok_or("No matching federated identity record found for presented assertion issuer and subject.")?;
-    UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &trusted.key)
-        .verify(signed.as_bytes(), &seal)
-        .map_err(|_| "Client assertion failed signature validation.")?;
-    let audience = &claims["aud"];
-    if audience != EXCHANGE && audience[0] != EXCHANGE {
-        return Err(
-            "Client assertion audience claim does not match the federated identity record.",
-        );
-    }
-    let ends = claims["exp"].as_i64();
-    if ends.is_none_or(|until| until + SKEW < now) {
-        return Err("Client assertion is not within its valid time range.");
-    }
-    Ok(())
 }
 
 /// Whether the application itself made the assertion.

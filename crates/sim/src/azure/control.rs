@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use tokio::net::TcpListener;
 
 use super::World;
-use super::directory::{Application, Federated, HostKind, Identity, Role, guid, key};
-
+use super::directory::{Application, HostKind, Identity, Role, guid, key};
 use super::faults::Fault;
+use super::federated_credentials::FederatedCredential;
 use super::imds::{self, Node};
 use super::journal::Entry;
 use super::tokens::Subject;
@@ -50,7 +50,7 @@ impl Control {
 
     /// Deletes an identity; it stays dangling on the hosts that have it.
     pub fn delete_identity(&self, id: &str) {
-        self.world.directory.lock().identities.remove(&key(id));
+        self.world.directory.lock().delete_identity(id);
     }
 
     /// Creates a virtual machine or scale set and gives its ARM id.
@@ -89,7 +89,6 @@ impl Control {
             principal_id: principal_id.clone(),
             secret: secret.to_owned(),
             certificates: Vec::new(),
-            federated: Vec::new(),
         };
         let mut directory = self.world.directory.lock();
         directory.applications.insert(key(&client_id), application);
@@ -104,16 +103,31 @@ impl Control {
         }
     }
 
-    /// Lets tokens of `issuer` for `subject`, signed by the owner of this RSA public key (DER), stand for an application.
-    pub fn federate(&self, client_id: &str, issuer: &str, subject: &str, public: Vec<u8>) {
+    /// Adds a federated credential to an identity or application, or replaces the one of that name; Entra knows it at once, as
+    /// one that an operator made long ago.
+    pub fn federate(&self, client_id: &str, credential: FederatedCredential) {
         let mut directory = self.world.directory.lock();
-        if let Some(application) = directory.applications.get_mut(&key(client_id)) {
-            application.federated.push(Federated {
-                issuer: issuer.to_owned(),
-                subject: subject.to_owned(),
-                key: public,
-            });
-        }
+        let federation = directory.federations.entry(key(client_id)).or_default();
+        let mut all = federation.known.current().to_vec();
+        all.retain(|known| known.name != credential.name);
+        all.push(credential);
+        federation.known.write_everywhere(all);
+    }
+
+    /// The federated credentials of an identity or application, as they were written last.
+    pub fn federated_credentials(&self, client_id: &str) -> Vec<FederatedCredential> {
+        let directory = self.world.directory.lock();
+        let federation = directory.federations.get(&key(client_id));
+        federation.map_or_else(Vec::new, |found| found.known.current().to_vec())
+    }
+
+    /// Lets Entra read issuers whose certificate is by one of these authorities (PEM), beside those that the system trusts.
+    ///
+    /// # Errors
+    /// It is no certificate.
+    pub fn trust_issuers_by(&self, authorities: &[u8]) -> io::Result<()> {
+        let trusted = self.world.issuers.trust(authorities);
+        trusted.map_err(io::Error::other)
     }
 
     /// Replaces the secret of an application.

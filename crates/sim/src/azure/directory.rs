@@ -8,6 +8,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::federated_credentials::Federation;
+
 /// A user-assigned managed identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -42,6 +44,8 @@ pub enum Role {
     Reader,
     /// To change virtual machines and scale sets.
     VirtualMachineContributor,
+    /// To create identities, and their federated credentials.
+    ManagedIdentityContributor,
     /// To put identities on hosts.
     ManagedIdentityOperator,
     /// To read blobs. Nothing here checks it; storage would.
@@ -49,11 +53,12 @@ pub enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Owner,
         Self::Contributor,
         Self::Reader,
         Self::VirtualMachineContributor,
+        Self::ManagedIdentityContributor,
         Self::ManagedIdentityOperator,
         Self::StorageBlobDataReader,
     ];
@@ -67,6 +72,10 @@ impl Role {
             Self::VirtualMachineContributor => (
                 "Virtual Machine Contributor",
                 "9980e02c-c2be-4d73-94e8-173b1dc7cf3c",
+            ),
+            Self::ManagedIdentityContributor => (
+                "Managed Identity Contributor",
+                "e40ec5ca-96e0-45a2-b4ff-59039f2c2b59",
             ),
             Self::ManagedIdentityOperator => (
                 "Managed Identity Operator",
@@ -99,7 +108,10 @@ impl Role {
                 self,
                 Self::Owner | Self::Contributor | Self::ManagedIdentityOperator
             ),
-            Action::WriteIdentity => matches!(self, Self::Owner | Self::Contributor),
+            Action::WriteIdentity => matches!(
+                self,
+                Self::Owner | Self::Contributor | Self::ManagedIdentityContributor
+            ),
             Action::Grant => self == Self::Owner,
         }
     }
@@ -159,23 +171,21 @@ struct Grant {
     scope: String,
 }
 
-/// An issuer whose tokens for a subject stand for an application.
-#[derive(Debug, Clone)]
-pub(super) struct Federated {
-    pub(super) issuer: String,
-    pub(super) subject: String,
-    /// The issuer's RSA key, DER.
-    pub(super) key: Vec<u8>,
-}
-
 /// An application with a secret, certificates, or both.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Application {
     pub(super) principal_id: String,
     pub(super) secret: String,
     /// Certificates, in DER.
     pub(super) certificates: Vec<Vec<u8>>,
-    pub(super) federated: Vec<Federated>,
+}
+
+/// Who asks Entra for a token: an application, or a managed identity, which is one without a secret.
+#[derive(Debug, Clone)]
+pub(super) struct Principal {
+    pub(super) application: Application,
+    /// The ARM id of the managed identity.
+    pub(super) identity: Option<String>,
 }
 
 /// Everything and everyone. Keys are ARM ids in lower case.
@@ -185,6 +195,8 @@ pub(super) struct Directory {
     pub(super) hosts: BTreeMap<String, Host>,
     pub(super) operations: HashMap<String, Operation>,
     pub(super) applications: HashMap<String, Application>,
+    /// By client id in lower case, of identities and applications.
+    pub(super) federations: HashMap<String, Federation>,
     /// Tenants next to the one of everyone.
     pub(super) tenants: HashSet<String>,
     /// Assertions that were presented; each is good for one use.
@@ -220,6 +232,34 @@ impl Directory {
             location: location.to_owned(),
         });
         (identity.clone(), new)
+    }
+
+    /// Deletes an identity with its federated credentials. Says whether there was one.
+    pub(super) fn delete_identity(&mut self, id: &str) -> bool {
+        let found = self.identities.remove(&key(id));
+        if let Some(identity) = &found {
+            self.federations.remove(&key(&identity.client_id));
+        }
+        found.is_some()
+    }
+
+    /// The application or managed identity with this client id.
+    pub(super) fn principal(&self, client_id: &str) -> Option<Principal> {
+        if let Some(application) = self.applications.get(&key(client_id)) {
+            return Some(Principal {
+                application: application.clone(),
+                identity: None,
+            });
+        }
+        let is_it = |identity: &&Identity| identity.client_id.eq_ignore_ascii_case(client_id);
+        let identity = self.identities.values().find(is_it)?;
+        Some(Principal {
+            application: Application {
+                principal_id: identity.principal_id.clone(),
+                ..Application::default()
+            },
+            identity: Some(identity.id.clone()),
+        })
     }
 
     pub(super) fn create_host(&mut self, id: &str, location: &str) {

@@ -4,20 +4,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::assertion;
-use super::directory::{Application, guid, key};
+use super::directory::{Principal, key};
+use super::entra_error::{Refused, refuse};
 use super::faults::layer;
 use super::imds::form;
 use super::journal::Service;
 use super::tokens::Subject;
-use super::{World, reached_at};
+use super::{World, assertion, federation, reached_at};
 
 /// The life of an application's token, in seconds; as Azure's most common.
 const LIFE: i64 = 3599;
@@ -41,43 +41,6 @@ pub(super) fn router(world: &Arc<World>) -> Router {
         .with_state(Arc::clone(world))
 }
 
-/// An error as Entra words it.
-struct Refused {
-    status: StatusCode,
-    error: &'static str,
-    number: u32,
-    text: String,
-}
-
-fn refuse(error: &'static str, number: u32, text: impl Into<String>) -> Refused {
-    let status = match error {
-        "invalid_client" => StatusCode::UNAUTHORIZED,
-        _ => StatusCode::BAD_REQUEST,
-    };
-    Refused {
-        status,
-        error,
-        number,
-        text: text.into(),
-    }
-}
-
-impl Refused {
-    fn answer(self) -> Response {
-        let (trace, correlation) = (guid(), guid());
-        let now = Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string();
-        let body = json!({
-            "error": self.error,
-            "error_description": format!(
-                "AADSTS{}: {}\r\nTrace ID: {trace}\r\nCorrelation ID: {correlation}\r\nTimestamp: {now}", self.number, self.text
-            ),
-            "error_codes": [self.number], "timestamp": now, "trace_id": trace, "correlation_id": correlation,
-            "error_uri": format!("https://login.microsoftonline.com/error?code={}", self.number),
-        });
-        (self.status, Json(body)).into_response()
-    }
-}
-
 async fn v1(
     State(world): State<Arc<World>>,
     Path(tenant): Path<String>,
@@ -86,12 +49,19 @@ async fn v1(
 ) -> Response {
     let fields: HashMap<_, _> = form(&body).collect();
     let base = base(&world, &headers, &tenant);
-    let outcome = text(&fields, "resource")
-        .and_then(|resource| issue(&world, &base, &tenant, &fields, resource));
+    let outcome = match text(&fields, "resource") {
+        Ok(resource) => issue(&world, &base, &tenant, &fields, resource).await,
+        Err(refused) => Err(refused),
+    };
     match outcome {
-        Ok((token, resource, now)) => answer(json!({
-            "token_type": "Bearer", "expires_in": LIFE.to_string(), "ext_expires_in": LIFE.to_string(),
-            "expires_on": (now + LIFE).to_string(), "not_before": (now - 300).to_string(),
+        Ok(Issued {
+            token,
+            resource,
+            now,
+            life,
+        }) => answer(json!({
+            "token_type": "Bearer", "expires_in": life.to_string(), "ext_expires_in": life.to_string(),
+            "expires_on": (now + life).to_string(), "not_before": (now - 300).to_string(),
             "resource": resource, "access_token": token,
         })),
         Err(refused) => refused.answer(),
@@ -110,16 +80,18 @@ async fn v2(
         let text = "The 'resource' request parameter is not supported.";
         return refuse("invalid_request", 901_002, text).answer();
     }
-    let outcome = text(&fields, "scope")
-        .and_then(|scope| {
-            scope.strip_suffix("/.default").ok_or_else(|| {
-                refuse("invalid_scope", 1_002_012, format!("The provided value for scope {scope} is not valid. Client credential flows must have a scope value with /.default suffixed to the resource identifier (application ID URI)."))
-            })
+    let resource = text(&fields, "scope").and_then(|scope| {
+        scope.strip_suffix("/.default").ok_or_else(|| {
+            refuse("invalid_scope", 1_002_012, format!("The provided value for scope {scope} is not valid. Client credential flows must have a scope value with /.default suffixed to the resource identifier (application ID URI)."))
         })
-        .and_then(|resource| issue(&world, &base, &tenant, &fields, resource));
+    });
+    let outcome = match resource {
+        Ok(resource) => issue(&world, &base, &tenant, &fields, resource).await,
+        Err(refused) => Err(refused),
+    };
     match outcome {
-        Ok((token, ..)) => answer(json!({
-            "token_type": "Bearer", "expires_in": LIFE, "ext_expires_in": LIFE, "access_token": token,
+        Ok(Issued { token, life, .. }) => answer(json!({
+            "token_type": "Bearer", "expires_in": life, "ext_expires_in": life, "access_token": token,
         })),
         Err(refused) => refused.answer(),
     }
@@ -140,16 +112,23 @@ fn text<'a>(fields: &'a HashMap<String, String>, name: &str) -> Result<&'a str, 
         })
 }
 
-fn issue(
+/// A token, with what the answer says of it.
+struct Issued {
+    token: String,
+    resource: String,
+    now: i64,
+    life: i64,
+}
+
+async fn issue(
     world: &World,
     base: &str,
     tenant: &str,
     fields: &HashMap<String, String>,
     resource: &str,
-) -> Result<(String, String, i64), Refused> {
-    let is_tenant = tenant.eq_ignore_ascii_case(&world.config.tenant)
-        || world.directory.lock().tenants.contains(&key(tenant));
-    if !is_tenant {
+) -> Result<Issued, Refused> {
+    let is_home = tenant.eq_ignore_ascii_case(&world.config.tenant);
+    if !is_home && !world.directory.lock().tenants.contains(&key(tenant)) {
         let text = format!(
             "Tenant '{tenant}' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud."
         );
@@ -161,79 +140,88 @@ fn issue(
         return Err(refuse("unsupported_grant_type", 70_003, text));
     }
     let client_id = text(fields, "client_id")?;
-    let application = world
-        .directory
-        .lock()
-        .applications
-        .get(&key(client_id))
-        .cloned();
-    let Some(application) = application else {
+    let found = world.directory.lock().principal(client_id);
+    // A managed identity exists in its own tenant alone.
+    let Some(principal) = found.filter(|found| is_home || found.identity.is_none()) else {
         let text = format!(
             "Application with identifier '{client_id}' was not found in the directory '{tenant}'."
         );
         return Err(refuse("unauthorized_client", 700_016, text));
     };
-    let now = Timestamp::now().as_second();
-    let by_certificate = fields.contains_key("client_assertion");
-    if by_certificate {
-        let audience = format!("{base}/oauth2/");
-        let assertion = text(fields, "client_assertion")?;
-        if text(fields, "client_assertion_type")? != assertion::TYPE {
-            return Err(refuse(
-                "invalid_request",
-                900_144,
-                "client_assertion_type is not a JWT's",
-            ));
+    let proof = prove(world, base, fields, client_id, &principal).await?;
+    sign(world, tenant, client_id, &principal, resource, proof)
+}
+
+/// The proof that the client is the principal: 1 for a secret, 2 for an assertion.
+async fn prove(
+    world: &World,
+    base: &str,
+    fields: &HashMap<String, String>,
+    client_id: &str,
+    principal: &Principal,
+) -> Result<&'static str, Refused> {
+    let application = &principal.application;
+    if !fields.contains_key("client_assertion") {
+        if application.secret == text(fields, "client_secret")? {
+            return Ok("1");
         }
-        if !assertion::is_own(assertion, client_id) {
-            assertion::verify_federated(assertion, &application, now)
-                .map_err(|text| refuse("invalid_client", 70_021, text))?;
-            return sign(world, tenant, client_id, &application, resource, "2");
-        }
-        let presented = assertion::verify(assertion, &application, client_id, &audience, now);
-        let jti = presented.map_err(|text| refuse("invalid_client", 700_027, text))?;
-        if !world.directory.lock().assertions.insert(jti) {
-            let text = "Client assertion was presented before.";
-            return Err(refuse("invalid_client", 700_027, text));
-        }
-    } else if application.secret != text(fields, "client_secret")? {
         let text = format!(
             "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app '{client_id}'."
         );
         return Err(refuse("invalid_client", 7_000_215, text));
     }
-    let proof = if by_certificate { "2" } else { "1" };
-    sign(world, tenant, client_id, &application, resource, proof)
+    let now = Timestamp::now().as_second();
+    let presented = text(fields, "client_assertion")?;
+    if text(fields, "client_assertion_type")? != assertion::TYPE {
+        let text = "client_assertion_type is not a JWT's";
+        return Err(refuse("invalid_request", 900_144, text));
+    }
+    if !assertion::is_own(presented, client_id) {
+        federation::verify(world, client_id, presented, now).await?;
+        return Ok("2");
+    }
+    let audience = format!("{base}/oauth2/");
+    let jti = assertion::verify(presented, application, client_id, &audience, now)
+        .map_err(|text| refuse("invalid_client", 700_027, text))?;
+    if !world.directory.lock().assertions.insert(jti) {
+        let text = "Client assertion was presented before.";
+        return Err(refuse("invalid_client", 700_027, text));
+    }
+    Ok("2")
 }
 
 fn sign(
     world: &World,
     tenant: &str,
     client_id: &str,
-    application: &Application,
+    principal: &Principal,
     resource: &str,
     proof: &'static str,
-) -> Result<(String, String, i64), Refused> {
+) -> Result<Issued, Refused> {
     let now = Timestamp::now().as_second();
+    let life = match principal.identity {
+        Some(_) => world.token_life(),
+        None => LIFE,
+    };
     let subject = Subject {
         tenant,
         client_id,
-        principal_id: &application.principal_id,
-        identity: None,
+        principal_id: &principal.application.principal_id,
+        identity: principal.identity.as_deref(),
         host: None,
         proof,
     };
-    let token = world
-        .signer
-        .token(&subject, resource, now, LIFE)
-        .map_err(|_| {
-            refuse(
-                "temporarily_unavailable",
-                90_033,
-                "A transient error has occurred.",
-            )
-        })?;
-    Ok((token, resource.to_owned(), now))
+    let token = world.signer.token(&subject, resource, now, life);
+    let token = token.map_err(|_| {
+        let text = "A transient error has occurred.";
+        refuse("temporarily_unavailable", 90_033, text)
+    })?;
+    Ok(Issued {
+        token,
+        resource: resource.to_owned(),
+        now,
+        life,
+    })
 }
 
 async fn keys(State(world): State<Arc<World>>) -> Response {

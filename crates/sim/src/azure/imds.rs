@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -158,8 +157,7 @@ async fn token(
         Ok(found) => found,
         Err(description) => return invalid(description),
     };
-    let life = world.token_life.load(Ordering::Relaxed);
-    let life = i64::try_from(life).unwrap_or(i64::MAX / 2);
+    let life = world.token_life();
     let now = Timestamp::now().as_second();
     let subject = Subject {
         tenant: &world.config.tenant,

@@ -9,15 +9,20 @@ mod compute;
 mod control;
 mod directory;
 mod entra;
+mod entra_error;
 mod faults;
+mod federated_credentials;
+mod federation;
 mod imds;
+mod issuers;
 mod journal;
+mod propagation;
 mod tokens;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -30,11 +35,14 @@ use tokio_util::sync::CancellationToken;
 pub use control::Control;
 pub use directory::{HostKind, Identity, Role};
 pub use faults::{Action, Fault};
+pub use federated_credentials::FederatedCredential;
 pub use journal::{Entry, Service};
 
 use directory::Directory;
 use faults::Faults;
+use issuers::Issuers;
 use journal::Journal;
+use propagation::Pace;
 use tokens::Signer;
 
 /// What the simulated Azure is like.
@@ -56,6 +64,14 @@ pub struct Config {
     pub patch_latency: Duration,
     /// How long after that until the metadata service knows.
     pub imds_delay: Duration,
+    /// How long a write of a federated credential takes; another write to the same identity conflicts meanwhile.
+    pub credential_latency: Duration,
+    /// How long after a write until all of Entra knows a federated credential; exchanges succeed and fail by turns before.
+    pub credential_propagation: Duration,
+    /// For how long a part of Entra that found no federated credential goes on without those that came since.
+    pub negative_cache: Duration,
+    /// For how long Entra keeps the keys of an issuer.
+    pub issuer_cache: Duration,
     /// Whether callers of Resource Manager need roles.
     pub roles: bool,
     /// Whether writes are throttled as Azure does: 12 at once per host, then 4 a minute.
@@ -73,8 +89,21 @@ impl Default for Config {
             token_life: Duration::from_secs(86_399),
             patch_latency: Duration::from_millis(800),
             imds_delay: Duration::ZERO,
+            credential_latency: Duration::from_millis(200),
+            credential_propagation: Duration::ZERO,
+            negative_cache: Duration::ZERO,
+            issuer_cache: Duration::ZERO,
             roles: true,
             throttle: true,
+        }
+    }
+}
+
+impl Config {
+    fn pace(&self) -> Pace {
+        Pace {
+            delay: self.credential_propagation,
+            negative_cache: self.negative_cache,
         }
     }
 }
@@ -84,6 +113,7 @@ struct World {
     config: Config,
     directory: Mutex<Directory>,
     signer: Signer,
+    issuers: Issuers,
     faults: Faults,
     journal: Journal,
     /// In seconds.
@@ -93,6 +123,14 @@ struct World {
     stop: CancellationToken,
     entra: SocketAddr,
     arm: SocketAddr,
+}
+
+impl World {
+    /// How long managed identities' tokens live, in seconds.
+    fn token_life(&self) -> i64 {
+        let life = self.token_life.load(Ordering::Relaxed);
+        i64::try_from(life).unwrap_or(i64::MAX / 2)
+    }
 }
 
 /// A simulated Azure that is bound and not yet running.
@@ -113,6 +151,7 @@ impl Azure {
         let world = World {
             directory: Mutex::new(Directory::default()),
             signer: Signer::generate().map_err(io::Error::other)?,
+            issuers: Issuers::default(),
             faults: Faults::default(),
             journal: Journal::default(),
             token_life: AtomicU64::new(config.token_life.as_secs()),

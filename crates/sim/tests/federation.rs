@@ -17,11 +17,12 @@ use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::Api;
 use kube::api::PostParams;
+use kube::{Api, Client, Config as ClientConfig};
 use podid_azure::entra::{Credential, Entra};
 use podid_policy::ids::ClientId;
 use podid_sim::azure::{Azure, Config, Control, FederatedCredential, Identity};
+use podid_sim::cluster::{self, Cluster};
 use podid_testkit::apiserver::{ApiServer, Options, TokenIssuer};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -100,8 +101,8 @@ impl World {
 }
 
 /// A token of a new service account, for Entra.
-async fn service_account_token(server: &ApiServer) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(server.client().await.unwrap(), "default");
+async fn service_account_token(client: Client) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client, "default");
     let account = serde_json::from_value(json!({ "metadata": { "name": "app" } })).unwrap();
     accounts
         .create(&PostParams::default(), &account)
@@ -124,7 +125,7 @@ async fn the_token_of_a_real_servers_service_account_becomes_one_of_azure() {
     })
     .await
     .unwrap();
-    let assertion = service_account_token(&server).await;
+    let assertion = service_account_token(server.client().await.unwrap()).await;
     let world = World::build(Config::default()).await;
     assert_eq!(world.exchange(&assertion).await, Err(70_025));
     world.trust(&server.issuer());
@@ -158,6 +159,18 @@ async fn the_token_of_a_real_servers_service_account_becomes_one_of_azure() {
         day > 80_000,
         "{day} s is a managed identity's, not an application's"
     );
+}
+
+#[tokio::test]
+async fn the_simulated_cluster_is_an_issuer_too() {
+    let cluster = Cluster::bind(cluster::Config::default()).await.unwrap();
+    let url = format!("http://{}", cluster.addr());
+    let world = World::build(Config::default()).await;
+    tokio::spawn(cluster.run(world.stop.clone()));
+    let client = Client::try_from(ClientConfig::new(url.parse().unwrap())).unwrap();
+    let assertion = service_account_token(client).await;
+    world.trust(&url);
+    world.exchange(&assertion).await.unwrap();
 }
 
 #[tokio::test]

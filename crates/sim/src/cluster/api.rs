@@ -7,15 +7,17 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
-    Config,
+    Config, access_review,
     catalog::Kind,
     discovery,
     failure::{Failure, Outcome},
     faults::Faults,
+    issuer::Issuer,
     openapi,
     path::Target,
     protobuf,
     store::Store,
+    token_review,
     view::Form,
     write::Write,
 };
@@ -26,6 +28,7 @@ pub(super) struct Server {
     config: Config,
     faults: Faults,
     store: Store,
+    issuer: Issuer,
 }
 
 /// A request, read from HTTP.
@@ -47,6 +50,11 @@ pub(super) enum Answer {
         body: Value,
         content_type: &'static str,
         warnings: Vec<String>,
+    },
+    /// One of the issuer's, which caches may keep.
+    Document {
+        content_type: &'static str,
+        body: Value,
     },
     Text(u16, &'static str),
     Watch(super::watch::Start),
@@ -117,9 +125,11 @@ impl Request {
 }
 
 impl Server {
-    pub(super) fn new(config: Config) -> Self {
+    /// `url` is where it is reached, and its issuer.
+    pub(super) fn new(config: Config, url: String) -> Self {
         let store = Store::new(config.history);
         let server = Self {
+            issuer: Issuer::new(url),
             config,
             faults: Faults::new(),
             store,
@@ -165,6 +175,10 @@ impl Server {
         &self.faults
     }
 
+    pub(super) fn issuer(&self) -> &Issuer {
+        &self.issuer
+    }
+
     pub(super) fn store(&self) -> &Store {
         &self.store
     }
@@ -175,13 +189,13 @@ impl Server {
 
     /// Does what a request asks.
     pub(super) fn answer(&self, request: &Request) -> Outcome<Answer> {
-        if let Some(answer) = self.fixed(request) {
+        if let Some(answer) = self.fixed(request)? {
             return Ok(answer);
         }
         let Some(target) = Target::parse(&request.path) else {
             return Ok(Answer::Text(404, "404 page not found\n"));
         };
-        if let Some(answer) = review(request, &target)? {
+        if let Some(answer) = self.review(request, &target)? {
             return Ok(answer);
         }
         let catalog = Arc::clone(&self.store.lock().catalog);
@@ -195,17 +209,41 @@ impl Server {
     }
 
     /// Paths that name no object.
-    fn fixed(&self, request: &Request) -> Option<Answer> {
+    fn fixed(&self, request: &Request) -> Outcome<Option<Answer>> {
         let path = request.path.trim_end_matches('/');
         if ["/healthz", "/readyz", "/livez"].contains(&path) {
-            return Some(Answer::Text(200, "ok"));
+            return Ok(Some(Answer::Text(200, "ok")));
+        }
+        if request.method != "GET" {
+            return Ok(None);
+        }
+        if let Some(document) = self.issuer.document(path)? {
+            return Ok(Some(document));
         }
         let catalog = Arc::clone(&self.store.lock().catalog);
-        if request.method != "GET" {
-            return None;
+        let answer = openapi::answer(&catalog, path)
+            .or_else(|| discovery::answer(&catalog, path, &request.accept));
+        Ok(answer)
+    }
+
+    /// Reviews of tokens and of access, which are answered and not stored.
+    fn review(&self, request: &Request, target: &Target) -> Outcome<Option<Answer>> {
+        let answer = match (target.group.as_str(), target.plural.as_str()) {
+            ("authentication.k8s.io", "tokenreviews") => token_review::answer,
+            ("authorization.k8s.io", "selfsubjectaccessreviews") => access_review::of_self,
+            ("authorization.k8s.io", "subjectaccessreviews") => access_review::of_subject,
+            ("authorization.k8s.io", "localsubjectaccessreviews") => access_review::of_local,
+            _ => return Ok(None),
+        };
+        if request.method != "POST" {
+            return Err(Failure::method_not_allowed());
         }
-        openapi::answer(&catalog, path)
-            .or_else(|| discovery::answer(&catalog, path, &request.accept))
+        // kubectl asks what it may itself in protobuf, and of that only the answer matters.
+        let body = match target.plural.as_str() {
+            "selfsubjectaccessreviews" => request.json().unwrap_or_default(),
+            _ => request.json()?,
+        };
+        answer(self, &body).map(|body| Some(Answer::json(201, body)))
     }
 
     fn on_kind(&self, request: &Request, kind: &Arc<Kind>, target: &Target) -> Outcome<Answer> {
@@ -215,7 +253,7 @@ impl Server {
             "status" if kind.status => true,
             "finalize" if kind.is("", "Namespace") => false,
             "token" if kind.is("", "ServiceAccount") => {
-                return self.service_account_token(request, target);
+                return super::token_request::create(self, request, target);
             }
             _ => return Err(Failure::no_resource()),
         };
@@ -271,47 +309,4 @@ impl Server {
             warnings,
         })
     }
-
-    /// A token that names the service account and opens nothing.
-    fn service_account_token(&self, request: &Request, target: &Target) -> Outcome<Answer> {
-        let key = (target.namespace.clone(), target.name.clone());
-        if self.store.lock().get("/serviceaccounts", &key).is_none() {
-            return Err(Failure::not_found("", "serviceaccounts", &target.name));
-        }
-        let mut body = request.json()?;
-        let seconds = body["spec"]["expirationSeconds"]
-            .as_i64()
-            .unwrap_or(3600)
-            .clamp(600, 1 << 32);
-        let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
-        body["apiVersion"] = "authentication.k8s.io/v1".into();
-        body["kind"] = "TokenRequest".into();
-        body["status"] = json!({
-            "token": format!("simulated.{}.{}.{}", target.namespace, target.name, uuid::Uuid::new_v4()),
-            "expirationTimestamp": expires.to_string(),
-        });
-        Ok(Answer::json(201, body))
-    }
-}
-
-/// Access reviews: everything is allowed.
-fn review(request: &Request, target: &Target) -> Outcome<Option<Answer>> {
-    let kind = match (target.group.as_str(), target.plural.as_str()) {
-        ("authorization.k8s.io", "selfsubjectaccessreviews") => "SelfSubjectAccessReview",
-        ("authorization.k8s.io", "subjectaccessreviews") => "SubjectAccessReview",
-        ("authorization.k8s.io", "localsubjectaccessreviews") => "LocalSubjectAccessReview",
-        _ => return Ok(None),
-    };
-    if request.method != "POST" {
-        return Err(Failure::method_not_allowed());
-    }
-    let mut body = request
-        .json()
-        .ok()
-        .filter(Value::is_object)
-        .unwrap_or_else(|| json!({}));
-    body["apiVersion"] = "authorization.k8s.io/v1".into();
-    body["kind"] = kind.into();
-    body["status"] = json!({"allowed": true, "reason": "the simulated cluster allows everything"});
-    Ok(Some(Answer::json(201, body)))
 }

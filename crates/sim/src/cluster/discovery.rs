@@ -46,8 +46,8 @@ pub(super) fn answer(catalog: &Catalog, path: &str, accept: &str) -> Option<Answ
             found["apiVersion"] = "v1".into();
             found
         }
-        ["apis", group, version] if *group == "authorization.k8s.io" && *version == "v1" => {
-            resource_list("authorization.k8s.io/v1", reviews().to_vec())
+        ["apis", group, "v1"] if !reviews(group).is_empty() => {
+            resource_list(&format!("{group}/v1"), reviews(group))
         }
         ["apis", group, version] if catalog.has_version(group, version) => {
             resources(catalog, group, version)
@@ -66,7 +66,9 @@ fn version() -> Value {
 
 fn groups(catalog: &Catalog) -> Vec<(String, Vec<String>)> {
     let mut groups = catalog.groups();
-    groups.push(("authorization.k8s.io".to_owned(), vec!["v1".to_owned()]));
+    for group in ["authentication.k8s.io", "authorization.k8s.io"] {
+        groups.push((group.to_owned(), vec!["v1".to_owned()]));
+    }
     groups
 }
 
@@ -80,13 +82,20 @@ fn group(name: &str, versions: &[String]) -> Value {
     })
 }
 
-fn reviews() -> [Value; 2] {
-    ["SelfSubjectAccessReview", "SubjectAccessReview"].map(|kind| {
+/// The reviews of a group, which are no stored kinds.
+fn reviews(group: &str) -> Vec<Value> {
+    let kinds: &[&str] = match group {
+        "authentication.k8s.io" => &["TokenReview"],
+        "authorization.k8s.io" => &["SelfSubjectAccessReview", "SubjectAccessReview"],
+        _ => &[],
+    };
+    let resource = |kind: &&str| {
         json!({
             "name": format!("{}s", kind.to_lowercase()), "singularName": kind.to_lowercase(), "namespaced": false,
             "kind": kind, "verbs": ["create"],
         })
-    })
+    };
+    kinds.iter().map(resource).collect()
 }
 
 fn resource_list(group_version: &str, resources: Vec<Value>) -> Value {
@@ -178,8 +187,8 @@ fn aggregate(catalog: &Catalog, core: bool) -> Answer {
 
 fn aggregated_resources(catalog: &Catalog, group: &str, version: &str) -> Vec<Value> {
     let scope = |namespaced: bool| if namespaced { "Namespaced" } else { "Cluster" };
-    if group == "authorization.k8s.io" {
-        let reviews = reviews();
+    let reviews = reviews(group);
+    if !reviews.is_empty() {
         let review = |r: &Value| {
             json!({
                 "resource": r["name"], "responseKind": {"group": group, "version": version, "kind": r["kind"]},

@@ -52,6 +52,12 @@ async fn handle(State(shared): State<Shared>, request: HttpRequest<Body>) -> Res
             response(200, "application/json", Body::from_stream(stream))
         }
         Ok(Answer::Text(code, text)) => response(code, "text/plain; charset=utf-8", text.into()),
+        Ok(Answer::Document { content_type, body }) => {
+            let mut response = response(200, content_type, body.to_string().into());
+            let hour = HeaderValue::from_static("public, max-age=3600");
+            response.headers_mut().insert(header::CACHE_CONTROL, hour);
+            response
+        }
         Ok(Answer::Json {
             code,
             body,

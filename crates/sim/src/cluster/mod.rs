@@ -1,10 +1,12 @@
 //! A simulated Kubernetes API server, from memory.
 //!
 //! It serves what the controller, the node agent, kube-rs and a person with `kubectl` need: discovery, the common
-//! built-in kinds, custom resources with their schemas enforced, list and watch, patches, printer columns. There is no
+//! built-in kinds, custom resources with their schemas enforced, list and watch, patches, printer columns, and tokens of service
+//! accounts with their reviews and their issuer. Everybody may do everything. There is no
 //! admission, no controller and no kubelet behind it; a namespace that is deleted takes its objects with it.
 //! One conformance list holds it to the real server.
 
+mod access_review;
 mod api;
 mod builtin;
 mod catalog;
@@ -17,6 +19,7 @@ mod discovery;
 mod failure;
 mod faults;
 mod http;
+mod issuer;
 mod jsonpath;
 mod openapi;
 mod patch;
@@ -28,6 +31,8 @@ mod selector;
 mod store;
 mod strategic;
 mod strategy;
+mod token_request;
+mod token_review;
 mod view;
 mod watch;
 mod write;
@@ -112,7 +117,7 @@ impl Cluster {
         }
         let listener = TcpListener::bind(config.listen).await?;
         let addr = listener.local_addr()?;
-        let server = Arc::new(api::Server::new(config));
+        let server = Arc::new(api::Server::new(config, format!("http://{addr}")));
         Ok(Self {
             listener,
             addr,

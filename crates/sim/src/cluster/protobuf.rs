@@ -48,14 +48,24 @@ const SECRET: &[Field] = &[
     (4, "stringData", Shape::TextMap),
     (5, "immutable", Shape::Flag),
 ];
-const TOKEN_REQUEST: &[Field] = &[(
-    2,
-    "spec",
-    Shape::Message(&[
-        (1, "audiences", Shape::Texts),
-        (4, "expirationSeconds", Shape::Number),
-    ]),
-)];
+const BOUND_OBJECT: &[Field] = &[
+    (1, "kind", Shape::Text),
+    (2, "apiVersion", Shape::Text),
+    (3, "name", Shape::Text),
+    (4, "uid", Shape::Text),
+];
+const TOKEN_REQUEST: &[Field] = &[
+    (1, "metadata", Shape::Message(METADATA)),
+    (
+        2,
+        "spec",
+        Shape::Message(&[
+            (1, "audiences", Shape::Texts),
+            (3, "boundObjectRef", Shape::Message(BOUND_OBJECT)),
+            (4, "expirationSeconds", Shape::Number),
+        ]),
+    ),
+];
 const DELETE_OPTIONS: &[Field] = &[
     (1, "gracePeriodSeconds", Shape::Number),
     (

@@ -220,7 +220,15 @@ spec: { type: 0, resourceID: RESOURCE, clientID: CLIENT }
     };
     assert_eq!(
         words(&["get", "azureidentities"], 0),
-        ["NAME", "TYPE", "CLIENTID", "READY", "REASON", "AGE"]
+        [
+            "NAME",
+            "TYPE",
+            "CLIENTID",
+            "FEDERATION",
+            "READY",
+            "REASON",
+            "AGE"
+        ]
     );
     assert_eq!(
         words(&["get", "azureidentities"], 1)[..3],

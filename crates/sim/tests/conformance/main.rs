@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod identity;
 mod kubectl;
 mod objects;
 mod resources;
@@ -109,6 +110,15 @@ conformance![
     watching::a_watch_sees_what_happens,
     watching::a_selector_decides_what_a_watch_sees,
     watching::a_reflector_keeps_up,
+    identity::a_token_says_whose_it_is,
+    identity::the_issuer_publishes_its_key,
+    identity::the_life_of_a_token_has_bounds,
+    identity::a_token_can_be_bound_to_a_pod,
+    identity::a_review_says_whose_token_it_is,
+    identity::a_review_rejects_what_is_not_good_now,
+    identity::access_is_what_roles_give,
+    identity::access_for_a_group_in_the_whole_cluster,
+    identity::an_access_review_is_about_somebody_and_something,
     kubectl::a_person_applies_reads_and_deletes,
     kubectl::a_person_creates_by_command,
     kubectl::a_person_sees_columns,

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::assigned::queue::WorkQueue;
 use crate::config::Config;
+use crate::federation::BrokerCheck;
 use crate::host::cloud::HostClient;
 use crate::host::ownership::OwnershipRecords;
 use crate::index::{Effects, Index};
@@ -30,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) client: kube::Client,
     pub(crate) host_client: Arc<dyn HostClient>,
+    /// Asks the broker about federated identities, where there is one.
+    pub(crate) broker: Option<BrokerCheck>,
     pub(crate) index: Mutex<Index>,
     /// The assignments whose objects must be reconciled.
     pub(crate) queue: WorkQueue,
@@ -40,6 +43,8 @@ pub(crate) struct Context {
     pub(crate) conditions: PendingConditions,
     pub(crate) type_upgrade: TypeUpgrade,
     pub(crate) limits: Limits,
+    /// Wakes the keeper of federated identities.
+    pub(crate) federation_changed: Notify,
     /// The error of a write that was logged last, so that an outage is logged once and not for every object.
     pub(crate) last_write_error: Mutex<String>,
     events: mpsc::Sender<PendingEvent>,
@@ -66,6 +71,7 @@ impl Context {
         config: Config,
         client: kube::Client,
         host_client: Arc<dyn HostClient>,
+        broker: Option<BrokerCheck>,
     ) -> (Arc<Self>, Receivers) {
         let (events, pending_events) = mpsc::channel(MAX_PENDING_EVENTS);
         let (new_hosts, hosts_without_worker) = mpsc::unbounded_channel();
@@ -78,10 +84,12 @@ impl Context {
             conditions: PendingConditions::default(),
             type_upgrade: TypeUpgrade::default(),
             limits: Limits::default(),
+            federation_changed: Notify::new(),
             last_write_error: Mutex::default(),
             config,
             client,
             host_client,
+            broker,
             events,
             new_hosts,
         };
@@ -97,6 +105,9 @@ impl Context {
         let effects = step(&mut self.index.lock());
         for host in effects.hosts {
             let _ = self.new_hosts.send(host);
+        }
+        if effects.federation {
+            self.federation_changed.notify_one();
         }
         self.enqueue(effects.keys);
     }

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 use crate::assigned::object::AssignedObject;
 use crate::config::Config;
+use crate::federation::accounts::Accounts;
+use crate::federation::checks::Checks;
 use crate::host::cloud::{Fault, HostError};
 use crate::host::quarantine::Quarantine;
 use crate::host::{Action, Host, Owned, Surroundings};
@@ -28,12 +30,15 @@ pub(crate) struct Effects {
     pub(crate) keys: BTreeSet<AssignmentKey>,
     /// Hosts that need a worker.
     pub(crate) hosts: Vec<Arc<HostKey>>,
+    /// Whether a federated identity came, changed or went.
+    pub(crate) federation: bool,
 }
 
 impl Effects {
     fn extend(&mut self, other: Effects) {
         self.keys.extend(other.keys);
         self.hosts.extend(other.hosts);
+        self.federation |= other.federation;
     }
 }
 
@@ -59,6 +64,10 @@ pub(crate) struct Index {
     pub(crate) malformed: HashMap<ObjectKey, (Meta, String)>,
     /// The nodes that exist, also those without a known host.
     pub(crate) node_names: HashSet<Arc<str>>,
+    /// The federated identities, and whether their tokens can be had.
+    pub(crate) checks: Checks,
+    /// The service accounts that stand for federated identities.
+    pub(crate) accounts: Accounts,
 }
 
 /// Azure's answer when it was asked for the client id of an identity.
@@ -86,6 +95,8 @@ impl Index {
             client_id_answers: HashMap::new(),
             malformed: HashMap::new(),
             node_names: HashSet::new(),
+            checks: Checks::default(),
+            accounts: Accounts::default(),
         }
     }
 
@@ -122,15 +133,26 @@ impl Index {
                 host.compare_client_id(id, &identity.client_id);
             }
         }
+        let works = meta.says_federated();
+        let federation = self
+            .checks
+            .on_seen(&identity, works, edited, Instant::now());
         let deltas = self.desired.apply_identity(identity);
-        self.step(deltas)
+        Effects {
+            federation,
+            ..self.step(deltas)
+        }
     }
 
     pub(crate) fn delete_identity(&mut self, key: &ObjectKey) -> Effects {
         self.identities.remove(key);
         self.malformed.remove(key);
+        let federation = self.checks.on_deleted(key);
         let deltas = self.desired.delete_identity(key);
-        self.step(deltas)
+        Effects {
+            federation,
+            ..self.step(deltas)
+        }
     }
 
     pub(crate) fn apply_node(&mut self, name: &str, host: Option<HostKey>) -> Effects {
@@ -241,6 +263,8 @@ impl Index {
     pub(crate) fn invalidate(&mut self) {
         self.quarantine = Quarantine::default();
         self.client_id_answers.clear();
+        let works = |key: &ObjectKey| self.identities.get(key).is_some_and(Meta::says_federated);
+        self.checks.restart(works, Instant::now());
         for host in self.hosts.values_mut() {
             host.invalidate();
         }
@@ -265,6 +289,7 @@ impl Index {
             hosts,
             quarantine,
             node_names,
+            checks,
             ..
         } = self;
         let host = hosts.get_mut(key)?;
@@ -276,10 +301,11 @@ impl Index {
             // A node's object may be deleted while its pods run on; the node may be on this host.
             may_be_needed: &|id| {
                 let mut unplaced = desired.unplaced();
-                unplaced.any(|assignment| {
-                    !node_names.contains(&assignment.node)
-                        && assignment.identity.attached_id() == Some(id)
-                })
+                checks.keeps_attached(id, key, desired)
+                    || unplaced.any(|assignment| {
+                        !node_names.contains(&assignment.node)
+                            && assignment.identity.attached_id() == Some(id)
+                    })
             },
         });
         let action = host.commit(decision, now, quarantine);
@@ -312,7 +338,7 @@ impl Index {
         }
         Effects {
             keys: BTreeSet::from([assignment.clone()]),
-            hosts: Vec::new(),
+            ..Effects::default()
         }
     }
 

@@ -20,6 +20,7 @@
 //! | `index` | everything that the controller knows, one step per event |
 //! | `host` | attach and detach: one state machine and one worker per host, ownership record, quarantine and bisection, debounce, drift |
 //! | `assigned` | AzureAssignedIdentity objects: what to write, the work queue, the writers |
+//! | `federation` | federated identities: their service accounts, and the broker's checks |
 //! | `report` | conditions of AzureIdentities, and Events |
 //! | `leadership` | leader election: when this replica may act |
 //! | `limits` | limits of bindings to service accounts, kept where pruning does not reach them |
@@ -31,6 +32,7 @@ mod assigned;
 pub mod bench;
 mod config;
 mod context;
+mod federation;
 mod health;
 mod host;
 mod index;
@@ -65,6 +67,7 @@ use crate::host::worker;
 use crate::report::{conditions, events};
 
 pub use config::{Config, Immutable};
+pub use federation::BrokerCheck;
 pub use host::cloud::{Fault, HostChange, HostClient, HostError, HostIdentities, MAX_CHANGE};
 pub use host::ownership::RECORDS;
 
@@ -113,6 +116,7 @@ pub struct Mic {
     config: Config,
     client: kube::Client,
     host_client: Arc<dyn HostClient>,
+    broker: Option<BrokerCheck>,
 }
 
 impl Mic {
@@ -122,6 +126,16 @@ impl Mic {
             config,
             client,
             host_client,
+            broker: None,
+        }
+    }
+
+    /// The controller with a broker, without which no federated identity is ever ready.
+    #[must_use]
+    pub fn with_broker(self, broker: BrokerCheck) -> Self {
+        Self {
+            broker: Some(broker),
+            ..self
         }
     }
 
@@ -145,7 +159,8 @@ impl Mic {
         listeners: Listeners,
         shutdown: CancellationToken,
     ) -> Result<(), MicError> {
-        let (context, receivers) = Context::new(self.config, self.client, self.host_client);
+        let (context, receivers) =
+            Context::new(self.config, self.client, self.host_client, self.broker);
         let mut tasks = JoinSet::new();
         let watch_statuses = watches::start(&context, &mut tasks, &shutdown);
         start_leading(&context, &mut tasks, watch_statuses.clone(), &shutdown);
@@ -224,6 +239,13 @@ fn start_writing(
         limits.await;
         "limits"
     });
+    if !context.config.detach_all {
+        let federation = federation::keeper::keep(context.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            federation.await;
+            "federation"
+        });
+    }
     let recorder = EventRecorder::new(
         context.client.clone(),
         "podid-mic",

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 /// The condition's type.
 const READY: &str = "Ready";
+/// The reason of the condition of a federated identity that works.
+pub(crate) const FEDERATED: &str = "Federated";
 /// A message is cut after 1,000 characters: it must stay readable, and the API server takes 32 KiB at most.
 const MAX_MESSAGE: usize = 1000;
 
@@ -19,6 +21,14 @@ pub(crate) struct Meta {
     pub(crate) generation: i64,
     /// The condition of an AzureIdentity, as its object shows it.
     pub(crate) condition: Option<Condition>,
+}
+
+impl Meta {
+    /// Whether the condition says of the present generation that tokens come by federation.
+    pub(crate) fn says_federated(&self) -> bool {
+        let condition = self.condition.as_ref();
+        condition.is_some_and(|c| c.says_federated() && c.generation == self.generation)
+    }
 }
 
 /// The condition `Ready` of an AzureIdentity.
@@ -49,6 +59,11 @@ impl Condition {
             generation: ours["observedGeneration"].as_i64().unwrap_or_default(),
             since: text("lastTransitionTime"),
         })
+    }
+
+    /// Whether it says that tokens come by federation.
+    pub(crate) fn says_federated(&self) -> bool {
+        self.ready && self.reason == FEDERATED
     }
 
     /// A condition that has no generation and no time yet.

@@ -24,6 +24,7 @@ mod chaos;
 mod cluster;
 mod drift;
 mod faults;
+mod federation;
 mod scale;
 mod simulated;
 

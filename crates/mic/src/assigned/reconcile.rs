@@ -262,6 +262,10 @@ fn hold(index: &mut Index, object: &AssignedObject, config: &Config) -> bool {
     let Some(host) = index.desired.host_of(&object.node).cloned() else {
         return false;
     };
+    // The identity may stay on the host for long while federation does not work, and nothing waits for it.
+    if index.checks.keeps_attached(id, &host, &index.desired) {
+        return false;
+    }
     let Some(host) = index.hosts.get_mut(&host) else {
         return false;
     };

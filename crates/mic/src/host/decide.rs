@@ -26,6 +26,8 @@ const MAX_READ_AGE: Duration = Duration::from_secs(30);
 /// A host where nothing changes is read ever less often, down to once in this many reconcile intervals: reads are limited per
 /// subscription.
 const MAX_INTERVAL_FACTOR: u32 = 10;
+/// An identity that may be needed stays at least 5 seconds longer, even where the linger time is zero.
+const MIN_RESTARTED_LINGER: Duration = Duration::from_secs(5);
 
 /// What to do next on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +54,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) quarantine: &'a Quarantine,
     /// The client id that the AzureIdentity of an assignment says.
     pub(crate) client_id: &'a dyn Fn(&AssignmentKey) -> Option<ClientId>,
-    /// Whether a pod whose host is not known needs the identity, so that it may be needed on this host.
+    /// Whether the identity stays for now: a pod whose host is not known needs it, so that it may be needed on this host, or pods on
+    /// the host use it by federation that has not been seen to work.
     pub(crate) may_be_needed: &'a dyn Fn(&ResourceId) -> bool,
 }
 
@@ -231,7 +234,11 @@ impl Host {
             Some(since) if !restart_linger.contains(id) => around.now - *since,
             _ => Duration::ZERO,
         };
-        plan(view, unwanted_for, around.config.linger)
+        let mut linger = around.config.linger;
+        if !restart_linger.is_empty() {
+            linger = linger.max(MIN_RESTARTED_LINGER);
+        }
+        plan(view, unwanted_for, linger)
     }
 
     /// Chooses what of the plan goes into one PATCH, if anything does.

@@ -1,4 +1,5 @@
-//! Conditions: the condition `Ready` of each AzureIdentity says whether the identity is on the hosts of its pods, and why not.
+//! Conditions: the condition `Ready` of each AzureIdentity says whether the identity is on the hosts of its pods, or its tokens come by
+//! federation, and why not.
 //!
 //! [`crate::Mic::run`] starts [`keep`]; what may change a condition calls [`Context::recheck_conditions`]. It guards the API server from
 //! needless writes: a condition is written only when it changes.
@@ -18,7 +19,7 @@ use crate::context::Context;
 use crate::host::cloud::Fault;
 use crate::host::{Host, REPORT_AFTER};
 use crate::index::Index;
-use crate::meta::Condition;
+use crate::meta::{Condition, FEDERATED};
 
 /// The reason of a condition: AzureIdentity and Azure disagree about the client id.
 const MISMATCH: &str = "ClientIDMismatch";
@@ -93,11 +94,20 @@ fn condition_of(
     identity: &IdentityFacts,
     known: Option<&Condition>,
 ) -> Option<Condition> {
+    if identity.is_federated() {
+        let outcome = index.checks.outcome(&identity.key)?;
+        return Some(match outcome {
+            Ok(()) => Condition::new("True", FEDERATED, "its tokens come by federation"),
+            Err(failure) => Condition::new("False", &failure.reason, &failure.text),
+        });
+    }
     let id = identity.attached_id()?;
     let mut users = index.hosts.values().filter(|h| h.is_wanted(id));
     let Some(first) = users.next() else {
         let unknown = || Condition::new("Unknown", "NotInUse", "no pod uses it at present");
-        return known.filter(|known| !known.ready).map(|_| unknown());
+        // What it says of hosts stays true; what it says of federation does not.
+        let is_outdated = |known: &&Condition| !known.ready || known.says_federated();
+        return known.filter(is_outdated).map(|_| unknown());
     };
     let mut attached = false;
     for host in std::iter::once(first).chain(users) {

@@ -54,6 +54,12 @@ impl FakeApi {
         self.0.lock().broken = path.map(str::to_owned);
     }
 
+    /// Whether somebody watches this plural.
+    pub(crate) fn is_watched(&self, plural: &str) -> bool {
+        let watchers = &self.0.lock().watchers;
+        watchers.iter().any(|(watched, _)| watched == plural)
+    }
+
     /// Method and path of every write so far, without those of Leases and Events.
     pub(crate) fn writes(&self) -> Vec<String> {
         self.0.lock().writes.clone()

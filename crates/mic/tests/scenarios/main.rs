@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod faults;
+mod federation;
 mod hosts;
 mod kills;
 mod original;

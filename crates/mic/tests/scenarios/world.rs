@@ -14,7 +14,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use podid_azure::arm::Arm;
 use podid_azure::config::Credential;
 use podid_azure::endpoints::Endpoints;
-use podid_mic::{Config, Mic, MicError};
+use podid_mic::{BrokerCheck, Config, Mic, MicError};
 use podid_policy::ids::ClientId;
 use podid_sim::azure::{Azure, Control, HostKind, Identity, Role};
 use podid_sim::cluster::{self, Cluster};
@@ -193,6 +193,15 @@ impl World {
 
     pub async fn start(&self, config: Config) -> Running {
         let mic = Mic::new(config, self.client.clone(), Arc::new(self.arm.clone()));
+        self.run(mic).await
+    }
+
+    pub async fn start_with(&self, config: Config, broker: BrokerCheck) -> Running {
+        let mic = Mic::new(config, self.client.clone(), Arc::new(self.arm.clone()));
+        self.run(mic.with_broker(broker)).await
+    }
+
+    async fn run(&self, mic: Mic) -> Running {
         let listeners = mic.bind().await.unwrap();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(mic.run(listeners, shutdown.clone()));
@@ -206,7 +215,9 @@ impl World {
 
     fn api(&self, kind: &str, namespace: Option<&str>) -> kube::Api<DynamicObject> {
         let (group, version, plural) = match kind {
-            "Pod" | "Node" | "ConfigMap" | "Namespace" | "Event" => ("", "v1", None),
+            "Pod" | "Node" | "ConfigMap" | "Namespace" | "Event" | "ServiceAccount" => {
+                ("", "v1", None)
+            }
             "Lease" => ("coordination.k8s.io", "v1", None),
             "CustomResourceDefinition" => ("apiextensions.k8s.io", "v1", None),
             "AzureIdentity" => ("aadpodidentity.k8s.io", "v1", Some("azureidentities")),

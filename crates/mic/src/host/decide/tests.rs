@@ -190,6 +190,13 @@ fn patch(attach: &[usize], detach: &[usize]) -> Short {
     Case::new().seen(&[1], NOW).owned(&[1]).unwanted_since(1, 0).with(|c| c.may_be_needed = vec![1]),
     Short::Wait(NOW + 30)
 )]
+#[case::it_may_be_needed_and_nothing_lingers(
+    Case::new().seen(&[1], NOW).owned(&[1]).unwanted_since(1, 0).with(|c| {
+        c.may_be_needed = vec![1];
+        c.config.linger = Duration::ZERO;
+    }),
+    Short::Wait(NOW + 5)
+)]
 #[case::what_others_attached_stays(
     Case::new().wanted(&[1]).seen(&[1, 9], NOW).owned(&[1]).unwanted_since(9, 0),
     Short::Wait(NOW + 180)

@@ -9,14 +9,21 @@ use anyhow::Context as _;
 use clap::{ArgAction, Args};
 use podid_azure::config::Credential;
 use podid_azure::imds::Identity;
-use podid_mic::{Config, Immutable};
+use podid_broker::client::BrokerClient;
+use podid_broker::protocol::IdentityRef;
+use podid_mic::{BrokerCheck, Config, Immutable};
+use podid_policy::facts::ObjectKey;
 use podid_policy::ids::ClientId;
 use podid_policy::matching::Scope;
 
+use super::broker_client::Broker;
 use super::cloud::{Cloud, Source};
 use super::compat::{Logging, duration};
 use super::ignored::IgnoredByMic;
 use super::{api_client, run};
+
+/// Time limit for one check by the broker, which asks the API server once and Entra once.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Run the controller: attach identities to the hosts of the pods that are bound to them
 ///
@@ -75,6 +82,8 @@ pub struct Mic {
     leader: Leader,
     #[command(flatten)]
     ports: Ports,
+    #[command(flatten)]
+    broker: Broker,
     #[command(flatten)]
     logging: Logging,
     /// Text to be added to the User-Agent of requests to Azure
@@ -142,10 +151,14 @@ impl Mic {
         tracing::info!(credential = ?cloud.credential, arm = %cloud.endpoints.arm, "podid mic starts");
         self.ignored.tell();
         let agent = self.user_agent.clone();
+        let broker = self.broker.client(CHECK_TIMEOUT)?;
         let config = self.config(&cloud.credential)?;
         let azure = Cloud::new(source, cloud, agent).context("--custom-user-agent")?;
         let azure = Arc::new(azure);
-        let mic = podid_mic::Mic::new(config, client, azure.clone());
+        let mut mic = podid_mic::Mic::new(config, client, azure.clone());
+        if let Some(client) = broker {
+            mic = mic.with_broker(check_by(client));
+        }
         let listeners = mic
             .bind()
             .await
@@ -209,4 +222,12 @@ impl Mic {
             ..Config::new("", "")
         })
     }
+}
+
+fn check_by(client: BrokerClient) -> BrokerCheck {
+    let client = Arc::new(client);
+    Arc::new(move |identity: ObjectKey| {
+        let client = client.clone();
+        Box::pin(async move { client.check(&IdentityRef::from(&identity)).await })
+    })
 }

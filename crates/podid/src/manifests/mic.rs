@@ -1,6 +1,6 @@
 //! The controller's Deployment.
 
-use podid_policy::federation::BROKER_AUDIENCE;
+use podid_policy::federation::{BROKER_AUDIENCE, BROKER_PORT};
 use serde_json::{Value, json};
 
 use super::{Install, NAME, labels};
@@ -49,7 +49,10 @@ fn pod(install: &Install) -> Value {
             "name": "mic",
             "image": install.image("mic"),
             "imagePullPolicy": "IfNotPresent",
-            "args": [format!("--cloudconfig={AZURE_JSON}")],
+            "args": [
+                format!("--cloudconfig={AZURE_JSON}"),
+                format!("--broker-url=https://{NAME}-broker.{}.svc:{BROKER_PORT}", install.namespace),
+            ],
             "env": [{
                 "name": "MIC_POD_NAMESPACE",
                 "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } },

@@ -31,6 +31,8 @@ enum Before {
     Gone,
     /// As `Another`, on a cluster without a Lease.
     NoLease,
+    /// The federated identity of before goes.
+    Unfederated,
 }
 
 /// What then does not come about.
@@ -48,14 +50,20 @@ enum Broken {
     Event,
     /// Objects in the older spelling are respelt.
     Spelling,
+    /// A service account stands for the new federated identity.
+    Account,
+    /// No service account stands for a federated identity that is gone.
+    NoAccount,
     /// Nothing but what mic says: it lists again and again.
     Watch,
 }
 
 /// Each verb of each resource that mic has, and what it is for.
-const RULES: [(&str, &str, Before, Broken); 32] = {
-    use Before::{Another, Fresh, Gone, NoLease};
-    use Broken::{Assignment, Condition, Event, Record, Removal, Spelling, Watch};
+const RULES: [(&str, &str, Before, Broken); 36] = {
+    use Before::{Another, Fresh, Gone, NoLease, Unfederated};
+    use Broken::{
+        Account, Assignment, Condition, Event, NoAccount, Record, Removal, Spelling, Watch,
+    };
     [
         ("pods", "list", Another, Assignment),
         ("pods", "watch", Another, Watch),
@@ -89,6 +97,10 @@ const RULES: [(&str, &str, Before, Broken); 32] = {
         ("leases", "update", Another, Assignment),
         ("endpoints", "get", Another, Assignment),
         ("endpoints", "patch", Another, Assignment),
+        ("serviceaccounts", "list", Another, Account),
+        ("serviceaccounts", "watch", Another, Watch),
+        ("serviceaccounts", "create", Another, Account),
+        ("serviceaccounts", "delete", Unfederated, NoAccount),
     ]
 };
 
@@ -116,6 +128,9 @@ async fn mic_has_what_it_needs_and_nothing_else() {
             world
                 .until(&mic, &first, || world.is_assigned(&first))
                 .await;
+            world
+                .until(&mic, "an account", || world.has_account(&first))
+                .await;
             if *before == Before::Fresh {
                 world.remove_pods().await;
                 world
@@ -129,6 +144,7 @@ async fn mic_has_what_it_needs_and_nothing_else() {
         match before {
             Before::Another | Before::Fresh => world.need(&second).await,
             Before::Gone => world.remove_pods().await,
+            Before::Unfederated => world.unfederate(&first).await,
             Before::NoLease => {
                 world.delete_lease().await;
                 world.need(&second).await;
@@ -144,6 +160,8 @@ async fn mic_has_what_it_needs_and_nothing_else() {
             Broken::Condition => world.has_condition(&second).await,
             Broken::Event => world.has_event(&second).await,
             Broken::Spelling => world.is_respelt(&second).await,
+            Broken::Account => world.has_account(&second).await,
+            Broken::NoAccount => !world.has_account(&first).await,
             Broken::Watch => false,
         };
         assert!(

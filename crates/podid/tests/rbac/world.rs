@@ -80,7 +80,7 @@ impl World {
         .await;
     }
 
-    /// An identity, a binding and an exception in the older spelling, and a pod; all by this name.
+    /// An identity, a binding and an exception in the older spelling, and a pod, all by this name; and a federated identity.
     pub async fn need(&self, name: &str) {
         let identity = self.azure.control.create_identity(GROUP, name);
         let ours = |kind: &str, spec: Value| {
@@ -108,6 +108,11 @@ impl World {
             self.create(&format!("{OURS}/{plural}"), ours(kind, spec))
                 .await;
         }
+        let federated = json!({ "type": 0, "clientID": identity.client_id, "federation": {} });
+        let mut federated = ours("AzureIdentity", federated);
+        federated["metadata"]["name"] = json!(format!("{name}-federated"));
+        self.create(&format!("{OURS}/azureidentities"), federated)
+            .await;
         self.create(
             "/api/v1/namespaces/default/pods",
             json!({
@@ -122,6 +127,18 @@ impl World {
     pub async fn remove_pods(&self) {
         let path = "/api/v1/namespaces/default/pods?gracePeriodSeconds=0";
         self.send("DELETE", path, None).await.unwrap();
+    }
+
+    pub async fn unfederate(&self, name: &str) {
+        let path = format!("{OURS}/azureidentities/{name}-federated");
+        self.send("DELETE", &path, None).await.unwrap();
+    }
+
+    /// Whether a service account stands for the federated identity.
+    pub async fn has_account(&self, name: &str) -> bool {
+        let path =
+            format!("/api/v1/namespaces/podid-identities/serviceaccounts/default.{name}-federated");
+        !self.get(&path).await.is_null()
     }
 
     pub async fn delete_lease(&self) {

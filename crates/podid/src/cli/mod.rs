@@ -3,6 +3,7 @@
 mod api_client;
 mod atomic_file;
 mod boot_rules;
+mod broker;
 mod broker_client;
 mod cloud;
 pub mod compat;
@@ -43,6 +44,7 @@ pub struct Cli {
 enum Command {
     Mic(Box<mic::Mic>),
     Nmi(Box<nmi::Nmi>),
+    Broker(Box<broker::Broker>),
     #[cfg(feature = "simulators")]
     Demo(demo::Demo),
     #[cfg(feature = "simulators")]
@@ -63,6 +65,7 @@ impl Cli {
         let outcome = match command {
             Command::Mic(mic) => mic.run(),
             Command::Nmi(nmi) => nmi.run(),
+            Command::Broker(broker) => broker.run(),
             #[cfg(feature = "simulators")]
             Command::Demo(demo) => demo.run(),
             #[cfg(feature = "simulators")]

@@ -93,6 +93,8 @@ const NUMBERS: &[(u64, FederationFault)] = &[
     (700_227, FederationFault::IssuerRefused),
     (700_024, FederationFault::AssertionExpired),
     (700_027, FederationFault::AssertionUnverified),
+    // The key's name is in no key set that Entra has read: a rotation, or another cluster's documents.
+    (7_000_272, FederationFault::AssertionUnverified),
 ];
 
 impl FederationFault {

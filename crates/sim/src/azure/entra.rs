@@ -177,7 +177,7 @@ async fn prove(
         return Err(refuse("invalid_request", 900_144, text));
     }
     if !assertion::is_own(presented, client_id) {
-        federation::verify(world, client_id, presented, now).await?;
+        federation::verify(world, client_id, principal, presented, now).await?;
         return Ok("2");
     }
     let audience = format!("{base}/oauth2/");

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::World;
 use super::assertion::SKEW;
-use super::directory::key;
+use super::directory::{Principal, key};
 use super::entra_error::{Refused, refuse};
 use super::federated_credentials::FederatedCredential;
 
@@ -41,6 +41,7 @@ struct Assertion<'a> {
 pub(super) async fn verify(
     world: &World,
     client_id: &str,
+    principal: &Principal,
     jwt: &str,
     now: i64,
 ) -> Result<(), Refused> {
@@ -55,13 +56,18 @@ pub(super) async fn verify(
         let text = "AAD-issued tokens may not be used for federated identity flows.";
         return Err(refuse("invalid_request", 700_222, text));
     }
+    let name = principal
+        .identity
+        .as_deref()
+        .and_then(|id| id.rsplit('/').next());
+    let client = format!("'{client_id}'({})", name.unwrap_or("application"));
     let pace = world.config.pace();
     let matched = {
         let mut directory = world.directory.lock();
         let federation = directory.federations.entry(key(client_id)).or_default();
         federation
             .known
-            .ask(pace, |known| assertion.matches(known, client_id))
+            .ask(pace, |known| assertion.matches(known, &client))
     };
     matched?;
     assertion.check_time(now)?;
@@ -108,37 +114,39 @@ impl<'a> Assertion<'a> {
         })
     }
 
-    /// Whether a node of the token service knows a credential for it.
-    fn matches(&self, known: &[FederatedCredential], client_id: &str) -> Result<(), Refused> {
-        let no = |number, what: &str, value: &str| {
+    /// Whether a node of the token service knows a credential for it. `client` is the principal as refusals name it.
+    fn matches(&self, known: &[FederatedCredential], client: &str) -> Result<(), Refused> {
+        const CHECK: &str = "Check your federated identity credential Subject, Audience and Issuer against the presented assertion.";
+        const CASE: &str = "The subject matches with case-insensitive comparison, but not with case-sensitive comparison.";
+        let no = |number, what: &str, value: &str, hint: &str| {
             let text = format!(
-                "No matching federated identity record found for presented assertion {what} '{value}'. Check your federated identity credential Subject, Audience and Issuer against the presented assertion. https://learn.microsoft.com/entra/workload-id/workload-identity-federation"
+                "No matching federated identity record found for presented assertion {what} '{value}'. {hint} https://learn.microsoft.com/entra/workload-id/workload-identity-federation"
             );
             Err(refuse("invalid_client", number, text))
         };
         if known.is_empty() {
-            let text = format!(
-                "The client '{client_id}' has no configured federated identity credentials."
-            );
+            let text =
+                format!("The client {client} has no configured federated identity credentials.");
             return Err(refuse("invalid_client", 70_025, text));
         }
-        let of_issuer: Vec<_> = known
-            .iter()
-            .filter(|one| one.issuer == self.issuer)
-            .collect();
+        let (issuer, subject) = (&self.issuer, &self.subject);
+        let of_issuer: Vec<_> = known.iter().filter(|one| one.issuer == *issuer).collect();
         if of_issuer.is_empty() {
-            return no(700_211, "issuer", &self.issuer);
+            return no(700_211, "issuer", issuer, CHECK);
         }
-        let Some(found) = of_issuer.iter().find(|one| one.subject == self.subject) else {
-            let near = |one: &&FederatedCredential| one.subject.eq_ignore_ascii_case(&self.subject);
-            return match of_issuer.into_iter().any(|one| near(&one)) {
-                true => no(7_002_138, "subject", &self.subject),
-                false => no(700_213, "subject", &self.subject),
+        let Some(found) = of_issuer.iter().find(|one| one.subject == *subject) else {
+            let is_near = |one: &&FederatedCredential| one.subject.eq_ignore_ascii_case(subject);
+            return match of_issuer.iter().any(is_near) {
+                true => no(7_002_138, "subject", subject, CASE),
+                false => no(700_213, "subject", subject, CHECK),
             };
         };
         match &self.audience {
             Some(audience) if *audience == found.audience => Ok(()),
-            other => no(700_212, "audience", other.as_deref().unwrap_or_default()),
+            other => {
+                let audience = other.as_deref().unwrap_or_default();
+                no(700_212, "audience", audience, CHECK)
+            }
         }
     }
 

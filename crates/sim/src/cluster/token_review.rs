@@ -116,3 +116,31 @@ fn check_objects(server: &Server, about: &Value) -> Result<(), String> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Config;
+    use jiff::SignedDuration;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::stopping(-30, true)]
+    #[case::gone_a_moment_ago(50, true)]
+    #[case::gone(70, false)]
+    fn a_deleted_pods_token_counts_for_a_minute(#[case] seconds: i64, #[case] counts: bool) {
+        let server = Server::new(Config::default(), "http://issuer".to_owned());
+        let deleted = Timestamp::now() - SignedDuration::from_secs(seconds);
+        let mut state = server.store().lock();
+        let key = |name: &str| ("default".to_owned(), name.to_owned());
+        let account = json!({ "metadata": { "name": "app", "uid": "a" } });
+        state.put("/serviceaccounts", key("app"), account);
+        let pod = json!({ "metadata": { "name": "p", "uid": "p", "deletionTimestamp": deleted.to_string() } });
+        state.put("/pods", key("p"), pod);
+        drop(state);
+        let about = json!({
+            "namespace": "default", "serviceaccount": { "name": "app", "uid": "a" }, "pod": { "name": "p", "uid": "p" },
+        });
+        assert_eq!(check_objects(&server, &about).is_ok(), counts);
+    }
+}

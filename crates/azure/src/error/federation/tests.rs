@@ -173,6 +173,7 @@ fn seconds(wait: u64) -> Healing {
     Cluster,
     FreshAssertion
 )]
+#[case(401, body("invalid_client", 7_000_272, &format!("The certificate with identifier k1 used to sign the federated credential could not be found in the metadata of identity provider {ISSUER}. Please validate that your Identity Provider's metadata exposes the key used to sign the incoming token.")), AssertionUnverified, Cluster, FreshAssertion)]
 fn an_answer_tells_whose_fault_it_is_and_whether_time_heals_it(
     #[case] status: u16,
     #[case] body: Value,

@@ -1,4 +1,5 @@
-//! Entra: token endpoints, OpenID discovery and signing keys. Gives applications tokens by secret, certificate or federated token.
+//! Entra: token endpoints, OpenID discovery and signing keys. Gives tokens to applications by secret, certificate or federated token,
+//! and to managed identities by federated token.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use podid_broker::client::{BrokerClient, ClientError};
 use podid_broker::protocol::ErrorKind as BrokerErrorKind;
 use podid_cluster::secrets::SecretError;
 use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey, PodFacts};
+use podid_policy::ids::ResourceId;
 
 use crate::token::federated::FederatedIdentities;
 use crate::token::imds_limiter::ImdsLimiter;
@@ -95,6 +96,25 @@ impl SourceError {
                 ..
             })
         )
+    }
+
+    /// Whether federation may not work at all yet. The controller leaves an identity attached until it has, so that an identity in use
+    /// can be given `spec.federation` and loses no token.
+    fn is_federation_unproven(&self) -> bool {
+        use BrokerErrorKind as Kind;
+        match self {
+            Self::NoBroker(_) => true,
+            Self::Broker(ClientError::Refused { kind, .. }) => matches!(
+                kind,
+                Kind::CredentialMissing
+                    | Kind::CredentialMismatch
+                    | Kind::Propagating
+                    | Kind::IssuerUnreachable
+                    | Kind::TenantRefused
+            ),
+            Self::Broker(ClientError::Unreachable { .. } | ClientError::File { .. }) => true,
+            _ => false,
+        }
     }
 
     /// Whether the cause may pass by itself, so that a token that is still valid is kept.
@@ -199,16 +219,33 @@ impl Upstream {
     ) -> Result<Token, SourceError> {
         match &identity.source {
             IdentitySource::UserAssigned { resource_id } => {
-                let _permit = self.imds_limiter.acquire(&identity.key).await;
-                let by_id = Identity::Resource(resource_id.clone());
-                Ok(self.imds.token(&by_id, resource).await?)
+                Ok(self.attached(identity, resource_id, resource).await?)
             }
             IdentitySource::ServicePrincipal { .. } => {
                 self.service_principals.token(identity, resource).await
             }
-            IdentitySource::Federated { .. } => {
-                self.federated.token(identity, resource, &pods()).await
+            IdentitySource::Federated { resource_id, .. } => {
+                let by_broker = self.federated.token(identity, resource, &pods()).await;
+                match (by_broker, resource_id) {
+                    (Err(error), Some(id)) if error.is_federation_unproven() => {
+                        let attached = self.attached(identity, id, resource).await;
+                        attached.map_err(|_| error)
+                    }
+                    (outcome, _) => outcome,
+                }
             }
         }
+    }
+
+    /// A token of a managed identity that is attached to this node.
+    async fn attached(
+        &self,
+        identity: &IdentityFacts,
+        id: &ResourceId,
+        resource: &str,
+    ) -> Result<Token, Error> {
+        let _permit = self.imds_limiter.acquire(&identity.key).await;
+        let by_id = Identity::Resource(id.clone());
+        self.imds.token(&by_id, resource).await
     }
 }

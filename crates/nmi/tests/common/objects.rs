@@ -20,6 +20,8 @@ pub const EXEMPT: &str = "127.0.0.6";
 pub const NEIGHBOUR: &str = "127.0.0.7";
 /// Granted `federated`, which has `spec.federation`.
 pub const FEDERATED: &str = "127.0.0.8";
+/// Granted `moving`, which has `spec.federation` and is attached still.
+pub const MOVING: &str = "127.0.0.9";
 /// No pod.
 pub const NOBODY: &str = "127.0.0.99";
 
@@ -29,6 +31,7 @@ pub const WRITER: &str = "6f1c0000-0000-0000-0000-0000000033cd";
 pub const LATE: &str = "6f1c0000-0000-0000-0000-0000000044de";
 pub const ROBOTS: &str = "6f1c0000-0000-0000-0000-0000000055ef";
 pub const FEDERATEDS: &str = "6f1c0000-0000-0000-0000-0000000066f0";
+pub const MOVINGS: &str = "6f1c0000-0000-0000-0000-0000000077a1";
 /// Of an identity that nobody is granted.
 pub const VICTIM: &str = "6f1c0000-0000-0000-0000-00000000dead";
 /// The service principal's.
@@ -97,6 +100,8 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
     });
     let federated =
         json!({ "type": 1, "clientID": FEDERATEDS, "tenantID": TENANT, "federation": {} });
+    let mut moving = identity("moving", MOVINGS);
+    moving["spec"]["federation"] = json!({});
     let exception = json!({ "podLabels": { "aadpodidbinding": "exempt" } });
     BTreeMap::from([
         (
@@ -110,6 +115,7 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
                 pod("exempt", EXEMPT, "exempt"),
                 pod("neighbour", NEIGHBOUR, "app"),
                 pod("federated", FEDERATED, "federated"),
+                pod("moving", MOVING, "moving"),
             ],
         ),
         (
@@ -121,6 +127,7 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
                 identity("victim", VICTIM),
                 custom("AzureIdentity", "robot", robot),
                 custom("AzureIdentity", "federated", federated),
+                moving,
             ],
         ),
         (
@@ -132,6 +139,7 @@ pub fn all() -> BTreeMap<&'static str, Vec<Value>> {
                 binding("soon", "late", "soon"),
                 binding("robot", "robot", "robot"),
                 binding("federated", "federated", "federated"),
+                binding("moving", "moving", "moving"),
             ],
         ),
         (

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::common::client::{Answer, get};
 use crate::common::log::Log;
 use crate::common::objects::{
-    BARE, BOTH, FEDERATED, NOBODY, ROBOT, SOON, VICTIM, WEB, WRITER, pod,
+    BARE, BOTH, FEDERATED, MOVING, NOBODY, ROBOT, SOON, VICTIM, WEB, WRITER, pod,
 };
 use crate::common::{METADATA, PATH, Rig, TOKEN, rig, rig_that_waits};
 
@@ -87,6 +87,19 @@ async fn a_federated_identity_without_a_broker_is_named_and_holds_up_no_other() 
     for other in [WEB, ROBOT] {
         assert_eq!(rig.token(other, "r").await.status, 200);
     }
+}
+
+/// The controller detaches an identity that gets `spec.federation` only once that works.
+#[tokio::test]
+async fn an_identity_that_moves_to_federation_is_served_while_it_is_attached() {
+    let rig = rig(|_| {}).await;
+    assert_eq!(rig.token(MOVING, "r").await.status, 200);
+    let gone = r#"{"error":"invalid_request","error_description":"Identity not found"}"#;
+    rig.upstream
+        .script(move |_| Some((400, "", gone.to_owned())));
+    let answer = rig.token(MOVING, "detached").await;
+    assert_eq!(answer.status, 403);
+    assert!(answer.description().contains("no broker"), "{answer:?}");
 }
 
 #[tokio::test]

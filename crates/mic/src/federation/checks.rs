@@ -215,14 +215,30 @@ fn says_nothing_of_identity(error: &ClientError) -> bool {
 fn failure(error: ClientError) -> Failure {
     match error {
         ClientError::Refused { kind, message, .. } => Failure {
-            // Reasons are spelt as the protocol spells kinds.
-            reason: format!("{kind:?}"),
+            reason: reason(kind).to_owned(),
             text: message,
         },
         other => Failure {
             reason: BROKER_UNAVAILABLE.to_owned(),
             text: other.to_string(),
         },
+    }
+}
+
+/// The reason of the condition.
+fn reason(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::CredentialMissing => "CredentialMissing",
+        ErrorKind::CredentialMismatch => "CredentialMismatch",
+        ErrorKind::Propagating => "CredentialPropagating",
+        ErrorKind::IssuerUnreachable => "IssuerUnreachable",
+        ErrorKind::TenantRefused => "TenantRefused",
+        ErrorKind::Throttled => "Throttled",
+        // Its watches are behind, or what it asks does not answer.
+        ErrorKind::UnknownIdentity | ErrorKind::NotFederated | ErrorKind::Unavailable => {
+            BROKER_UNAVAILABLE
+        }
+        _ => "BrokerRefused",
     }
 }
 

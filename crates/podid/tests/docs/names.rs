@@ -110,6 +110,7 @@ fn names_in(file: &str) -> BTreeSet<String> {
 fn what_people_are_told_is_explained() {
     for (file, page) in [
         ("crates/mic/src/host/cloud.rs", "controller.md"),
+        ("crates/mic/src/federation/checks.rs", "controller.md"),
         ("crates/policy/src/reason.rs", "troubleshooting.md"),
         ("crates/nmi/src/refusal.rs", "troubleshooting.md"),
         ("crates/policy/src/issuer/reason.rs", "issuer.md"),

@@ -284,6 +284,101 @@ fn one_client_id_in_two_tenants_is_decided_by_weight_or_not_at_all() {
     assert!(decide(&[&managed, &two], 0).starts_with("AmbiguousClientId"));
 }
 
+fn federated(name: &str, resource: Option<&str>, tenant: Option<&str>) -> IdentityFacts {
+    let resource_id = resource.and_then(|name| identity("a", name, 1).resource_id().cloned());
+    IdentityFacts {
+        source: IdentitySource::Federated {
+            resource_id,
+            tenant: tenant.map(Into::into),
+            audience: None,
+        },
+        ..identity("a", name, 1)
+    }
+}
+
+#[test]
+fn a_federated_identity_is_named_by_its_arm_id_where_it_says_one() {
+    let reader = federated("reader", Some("reader"), None);
+    let wanted = RequestedIdentity::Resource(reader.resource_id().unwrap().clone());
+    let bound = binding("a", "reader", "app", 0);
+    let (bindings, app) = ([&bound], pod("a", Some("app")));
+    let decide = |identity: &IdentityFacts| {
+        let identities = [identity];
+        let verdict = ask(Scope::Namespaced, &bindings, &identities, &app, &wanted);
+        verdict == Verdict::Grant(identity)
+    };
+    assert!(decide(&reader));
+    assert!(!decide(&federated("reader", None, None)));
+}
+
+/// Two AzureIdentities with one client id, for a request by it.
+#[test]
+fn one_client_id_by_federation_is_of_one_principal_where_tenant_or_arm_id_say_so() {
+    let attached = || identity("a", "one", 1);
+    let (same, other) = (Some("one"), Some("else"));
+    let cases = [
+        (attached(), federated("two", same, None), true),
+        (attached(), federated("two", other, None), false),
+        // Whether it is a managed identity at all is not said.
+        (attached(), federated("two", None, None), false),
+        (
+            federated("one", same, None),
+            federated("two", same, Some("t")),
+            true,
+        ),
+        (
+            federated("one", None, Some("t")),
+            federated("two", None, Some("T")),
+            true,
+        ),
+        (
+            federated("one", None, Some("t")),
+            federated("two", None, Some("u")),
+            false,
+        ),
+        (
+            federated("one", None, None),
+            federated("two", None, None),
+            true,
+        ),
+        (
+            federated("one", None, None),
+            federated("two", None, Some("t")),
+            false,
+        ),
+        (
+            service_principal("one", "t"),
+            federated("two", None, Some("T")),
+            true,
+        ),
+        (
+            service_principal("one", "t"),
+            federated("two", None, Some("u")),
+            false,
+        ),
+        (
+            service_principal("one", "t"),
+            federated("two", None, None),
+            false,
+        ),
+    ];
+    let bindings = [binding("a", "one", "app", 0), binding("a", "two", "app", 0)];
+    let bindings: Vec<_> = bindings.iter().collect();
+    for (one, two, is_same) in cases {
+        let wanted = RequestedIdentity::Client(one.client_id.clone());
+        let app = pod("a", Some("app"));
+        let identities = [&one, &two];
+        let verdict = ask(Scope::Namespaced, &bindings, &identities, &app, &wanted);
+        match verdict {
+            Verdict::Grant(granted) => assert!(is_same && *granted == one, "{one:?} {two:?}"),
+            verdict => assert!(
+                !is_same && refused(&verdict) == "AmbiguousClientId",
+                "{one:?} {two:?}"
+            ),
+        }
+    }
+}
+
 #[test]
 fn who_is_not_granted_an_identity_is_told_which_it_asked_for() {
     let reader = identity("a", "reader", 1);

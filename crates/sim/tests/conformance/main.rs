@@ -104,6 +104,7 @@ conformance![
     resources::the_definitions_are_served,
     resources::unknown_fields_are_pruned_and_rules_refuse,
     resources::values_are_checked,
+    resources::federation_is_for_types_0_and_1,
     resources::malformed_ids_are_refused_by_name,
     resources::a_later_rule_leaves_unchanged_values_alone,
     resources::generation_counts_the_spec_only,

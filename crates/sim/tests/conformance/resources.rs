@@ -175,6 +175,51 @@ pub async fn values_are_checked(s: Subject) {
     assert_eq!(refused.2, format!("{about}{expected}"));
 }
 
+/// What federation needs not is not asked for, and where it cannot be it is refused.
+pub async fn federation_is_for_types_0_and_1(s: Subject) {
+    let identities = kind(&s, "AzureIdentity").await;
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let attempt = async |spec: Value| {
+        let object = object("AzureIdentity", "x", spec);
+        identities.create(&dry, &object).await
+    };
+    for spec in [
+        json!({"clientID": CLIENT, "federation": {}}),
+        json!({"type": 0, "ClientID": CLIENT, "ResourceID": RESOURCE, "federation": {"audience": "api://own"}}),
+        json!({"type": 1, "clientID": CLIENT, "federation": {}}),
+        json!({"type": 1, "clientID": CLIENT, "tenantID": "t", "federation": {}}),
+    ] {
+        let taken = attempt(spec.clone()).await;
+        assert_eq!(taken.unwrap().data["spec"], spec);
+    }
+    for (spec, expected) in [
+        (
+            json!({"type": 2, "clientID": CLIENT, "tenantID": "t", "federation": {}}),
+            "leave out one of them",
+        ),
+        (
+            json!({"clientID": CLIENT}),
+            "spec.resourceID is required for type 0 without spec.federation",
+        ),
+        (
+            json!({"type": 1, "clientID": CLIENT}),
+            "spec.tenantID is required for types 1 and 2 without spec.federation",
+        ),
+        (
+            json!({"clientID": CLIENT, "federation": {"audience": "a b"}}),
+            "spec.federation.audience: Invalid value: ",
+        ),
+        (json!({"federation": {}}), "spec.clientID is required"),
+    ] {
+        let refused = refusal(attempt(spec).await);
+        assert_eq!(refused.0, 422, "{refused:?}");
+        assert!(refused.2.contains(expected), "{}", refused.2);
+    }
+}
+
 /// Malformed values are refused by the field's path, in both spellings; what podid reads is taken.
 pub async fn malformed_ids_are_refused_by_name(s: Subject) {
     let identities = kind(&s, "AzureIdentity").await;

@@ -95,6 +95,16 @@ pub struct Federation {
 /// `x-ms-authorization-auxiliary`).
 const MAX_AUXILIARY_TENANTS: usize = 3;
 
+/// Reasons of the condition `Ready` that last until somebody repairs the identity, a role or a credential. The controller writes them,
+/// and the node agent holds no request that waits for such an identity.
+pub const LASTING_REFUSALS: [&str; 5] = [
+    "IdentityNotFound",
+    "IdentityRoleMissing",
+    "RefusedByAzure",
+    "HostRoleMissing",
+    "CredentialRefused",
+];
+
 /// Names a Secret.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SecretReference {

@@ -260,7 +260,9 @@ fn mark(rules: &Rules) -> String {
     format!("{mark:#x}/{mark:#x}")
 }
 
-/// Keeps the address of packets as it is.
+/// Keeps the address of the packets that mangle has taken, which have a socket that TPROXY chose; others' rules translate the rest, so that
+/// none is lost while one table has changed and the other has not. While podid withdraws a listener of an earlier podid's may be at the
+/// metadata address, and the mark of TPROXY decides.
 ///
 /// What comes in by a bridge that is shown to the IP rules gets the listener's port, except the packets of a connection that has its
 /// socket at the metadata port already: a podid that did not translate has accepted it. The match of bridges loads `br_netfilter`,
@@ -268,22 +270,22 @@ fn mark(rules: &Rules) -> String {
 fn translation(rules: &Rules) -> Chain {
     let asked = asked(rules);
     let (metadata, port, listen_port) = (rules.metadata, rules.metadata_port, rules.listen_port);
-    let keep = format!("-j DNAT --to-destination {metadata}:{port}");
+    let socket = "-m socket --nowildcard --transparent";
     let mut text = Vec::new();
-    if rules.withdrawing {
-        let mark = mark(rules);
-        text.push(format!("{asked} -m mark --mark {mark} {keep}"));
+    let taken = if rules.withdrawing {
+        format!("-m mark --mark {}", mark(rules))
     } else {
+        text.push(format!("{asked} ! --tcp-flags {SYN} {socket} -j RETURN"));
+        socket.to_owned()
+    };
+    if bridges_may_be_shown() {
         text.push(format!(
-            "{asked} ! --tcp-flags {SYN} -m socket --nowildcard --transparent -j RETURN"
+            "{asked} {taken} -m physdev --physdev-is-in -j DNAT --to-destination {metadata}:{listen_port}"
         ));
-        if bridges_may_be_shown() {
-            text.push(format!(
-                "{asked} -m physdev --physdev-is-in -j DNAT --to-destination {metadata}:{listen_port}"
-            ));
-        }
-        text.push(format!("{asked} {keep}"));
     }
+    text.push(format!(
+        "{asked} {taken} -j DNAT --to-destination {metadata}:{port}"
+    ));
     Chain {
         table: "nat",
         hook: "PREROUTING",

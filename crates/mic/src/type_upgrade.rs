@@ -47,10 +47,12 @@ impl TypeUpgrade {
         is_legacy: bool,
     ) {
         let object = (kind, plural, key.clone());
-        if !is_legacy {
-            self.found.lock().remove(&object);
-        } else if self.found.lock().insert(object) {
+        if is_legacy {
+            self.found.lock().insert(object);
+            // It may have been found before, and have changed under the rewriting.
             self.added.notify_one();
+        } else {
+            self.found.lock().remove(&object);
         }
     }
 

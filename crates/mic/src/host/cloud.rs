@@ -215,3 +215,17 @@ impl From<Error> for HostError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podid_api::identity::LASTING_REFUSALS;
+
+    #[test]
+    fn a_refusal_that_lasts_for_the_node_agent_is_one_of_these_and_passes_by_none() {
+        for name in LASTING_REFUSALS {
+            let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name);
+            assert!(fault.is_some_and(|fault| !fault.is_of_moment()), "{name}");
+        }
+    }
+}

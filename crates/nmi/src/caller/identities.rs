@@ -6,18 +6,10 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podid_api::ObjectError;
-use podid_api::identity::{AzureIdentity, AzureIdentitySpec};
+use podid_api::identity::{AzureIdentity, AzureIdentitySpec, LASTING_REFUSALS};
 use podid_policy::facts::IdentityFacts;
 use serde::Deserialize;
 
-/// Reasons of the condition `Ready` that last until somebody repairs the identity, a role or a credential; the controller writes them.
-const REFUSALS: [&str; 5] = [
-    "IdentityNotFound",
-    "IdentityRoleMissing",
-    "RefusedByAzure",
-    "HostRoleMissing",
-    "CredentialRefused",
-];
 /// A message is cut after so many characters, because SDKs repeat it in their errors; Azure's sentence and the next step are shorter.
 const MAX_MESSAGE: usize = 600;
 
@@ -51,7 +43,7 @@ fn refusal(seen: &WatchedIdentity) -> Option<Arc<str>> {
     // What an operator has edited since is not judged yet.
     let is_current = ready["observedGeneration"].as_i64() == seen.metadata.generation;
     let reason = ready["reason"].as_str()?;
-    if ready["status"] != "False" || !is_current || !REFUSALS.contains(&reason) {
+    if ready["status"] != "False" || !is_current || !LASTING_REFUSALS.contains(&reason) {
         return None;
     }
     let message = ready["message"].as_str().unwrap_or_default();

@@ -14,7 +14,7 @@ use std::process::Stdio;
 
 use podid_testkit::net::Wire;
 use serde_json::{Value, json};
-use world::{PidNamespace, Running, World, whose};
+use world::{NODE, PidNamespace, Running, World, text, whose};
 
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 12);
@@ -194,10 +194,30 @@ fn pods_on_the_host_network_are_caught_and_the_node_is_not() {
         "the node's own request is not caught"
     );
     let log = world.log();
-    // The simulated cluster has no Node whose labels could be read.
-    let warned = |line: &&str| line.contains("WARN") && !line.contains("podid::cli::data_path");
-    let warnings: Vec<&str> = log.lines().filter(warned).collect();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
     assert!(warnings.is_empty(), "{warnings:#?}");
+}
+
+/// Azure Kubernetes Service labels nodes whose Cilium routes by eBPF; there the rules stand and catch nothing.
+#[test]
+fn nmi_is_not_ready_where_the_nodes_label_says_that_packets_pass_the_rules_by() {
+    let mut world = world(&["--attest=address"]);
+    world.wait_until_ready();
+    let nmi = world.nmi.take().unwrap();
+    drop(nmi);
+    let label = "kubernetes.azure.com/ebpf-host-routing=true";
+    world.kubectl(&["label", "node", NODE, label], "");
+    world.start_nmi(&["--attest=address"]);
+    let probe = ["-sS", "--noproxy", "*", "http://127.0.0.1:8085/readyz"];
+    let said = || text(&world.net.run("node", "curl", &probe));
+    world.wait_until("it says why", || said().contains("ebpf-host-routing"));
+    assert!(said().contains("netfilter"), "{}", said());
+    let metrics = ["-sS", "--noproxy", "*", "http://127.0.0.1:9090/metrics"];
+    let in_place = text(&world.net.run("node", "curl", &metrics));
+    assert!(
+        in_place.contains("podid_nmi_interception_in_place 0"),
+        "{in_place}"
+    );
 }
 
 #[test]

@@ -297,6 +297,17 @@ async fn each_switch_changes_what_it_says_and_nothing_else() {
         rules[2],
         json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"] })
     );
+    // A new node's taint keeps off what needs podid, and not podid's controller, which may be needed there.
+    let tolerates = |objects: &[Value]| {
+        let mic = find(objects, "Deployment", "podid-mic").unwrap();
+        let tolerations = mic["spec"]["template"]["spec"]["tolerations"].as_array();
+        tolerations
+            .unwrap()
+            .contains(&json!({ "key": "podid.io/agent-not-ready", "operator": "Exists" }))
+    };
+    assert!(tolerates(&tainted) && !tolerates(&default));
+    let with_value = with(&["nmi.startupTaint=podid.io/agent-not-ready=true:NoSchedule"]).await;
+    assert!(tolerates(&with_value));
 
     let host = with(&["nmi.interceptHostNetwork=pods", "nmi.interception=nftables"]).await;
     let pod = &find(&host, "DaemonSet", "podid-nmi").unwrap()["spec"]["template"]["spec"];

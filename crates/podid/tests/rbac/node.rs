@@ -19,6 +19,8 @@ use crate::shared::{self, GROUP, Local};
 use crate::world::PODID;
 
 const OURS: &str = "/apis/aadpodidentity.k8s.io/v1/namespaces/default";
+/// A token is had in a fraction of a second. Longer is no token: nmi holds a request whose answer may still come.
+const GRANTED_WITHIN: Duration = Duration::from_secs(3);
 pub const TAINT: &str = "podid.io/agent-not-ready";
 /// Whose identity is on the node, and whose is a service principal.
 pub const PODS: [(&str, Ipv4Addr); 2] = [
@@ -229,6 +231,7 @@ impl Node {
         let client = reqwest::Client::builder()
             .no_proxy()
             .local_address(IpAddr::V4(address))
+            .timeout(GRANTED_WITHIN)
             .build()
             .unwrap();
         match client.get(url).header("Metadata", "true").send().await {

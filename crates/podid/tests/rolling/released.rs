@@ -8,6 +8,9 @@ use podid_testkit::tools;
 use crate::Node;
 use crate::world::PODID;
 
+/// What every version logs once its rules are there.
+const IN_PLACE: &str = "interception is in place";
+
 /// As in a rolling update to this version. The way back is not promised to be unnoticed: the earlier version does not know the listener
 /// to which this one's connections come.
 #[test]
@@ -16,6 +19,8 @@ fn no_request_fails_while_this_version_follows_an_earlier_one() {
     for interception in ["nftables", "iptables"] {
         let mut node = Node::build(interception);
         follow(&mut node, &released);
+        // Its rules replace this version's a moment after it serves.
+        node.until("its rules are in place", &node.running, IN_PLACE);
         let load = node.load();
         node.serves(&load);
         follow(&mut node, Path::new(PODID));

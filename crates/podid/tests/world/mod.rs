@@ -23,6 +23,8 @@ pub const PODID: &str = env!("CARGO_BIN_EXE_podid");
 const DEFAULT_FLAGS: [&str; 2] = ["--operation-mode=managed", "--assignment-wait=5s"];
 /// Time limit for what a test waits for, on a busy machine.
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(60);
+/// The name of the node.
+pub const NODE: &str = "node-1";
 pub const TOKEN: &str = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net";
 
 /// An identity in the simulated Azure, attached to the node.
@@ -109,6 +111,8 @@ impl World {
             identities,
             folder,
         };
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE } });
+        world.apply(&node.to_string());
         world.start_nmi(flags);
         let crds = Command::new(PODID).arg("crds").output().unwrap();
         world.apply(&String::from_utf8(crds.stdout).unwrap());
@@ -149,7 +153,7 @@ impl World {
             flags.iter().any(|flag| flag.starts_with(name))
         };
         command
-            .args(["nmi", "--node=node-1", "--http-probe-port=8085"])
+            .args(["nmi", &format!("--node={NODE}"), "--http-probe-port=8085"])
             .args(DEFAULT_FLAGS.iter().filter(|default| !is_given(default)))
             .args(flags)
             .env("KUBECONFIG", self.kubeconfig())
@@ -270,7 +274,7 @@ impl World {
     pub fn schedule(&self, name: &str, fields: &Value) -> String {
         let mut pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "default" },
-            "spec": { "nodeName": "node-1", "containers": [{ "name": "app", "image": "app" }] },
+            "spec": { "nodeName": NODE, "containers": [{ "name": "app", "image": "app" }] },
         });
         merge(&mut pod, fields);
         self.apply(&pod.to_string());

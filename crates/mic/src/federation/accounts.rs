@@ -1,31 +1,20 @@
-//! Service accounts that stand for federated identities: which of them to create and which to delete, and the calls that do it.
+//! Service accounts that stand for federated identities: which of them are there, which to create and which to delete.
 //!
-//! [`super::keeper`] calls [`watch`] once the first federated identity is seen, and [`reconcile`] after each change. It guards service
-//! accounts of others: only what carries podid's label is deleted.
+//! The index holds [`Accounts`]; [`super::account_calls`] tells it what the watch sees, and does what [`Accounts::plan`] says. It guards
+//! service accounts of others: only what carries podid's label is deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::{DeleteParams, PostParams, Preconditions};
-use kube::runtime::watcher;
-use kube::{Api, Error, ResourceExt as _};
-use podid_cluster::error_text::describe;
-use podid_cluster::watch::{Change, WatchStatus};
+use kube::ResourceExt as _;
+use podid_cluster::watch::Change;
 use podid_policy::facts::ObjectKey;
-use podid_policy::federation::{NAMESPACE, service_account};
-use serde_json::json;
-use tokio::sync::watch::Sender;
-use tokio_util::sync::CancellationToken;
-
-use crate::context::Context;
+use podid_policy::federation::service_account;
 
 /// The label of what podid made.
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of that label.
-const MANAGER: &str = "podid-mic";
-/// The annotation that names the AzureIdentity, for people.
-const IDENTITY: &str = "aadpodidentity.k8s.io/azure-identity";
+pub(super) const MANAGER: &str = "podid-mic";
 
 /// The service accounts of the namespace.
 #[derive(Debug, Default)]
@@ -38,11 +27,11 @@ pub(crate) struct Accounts {
 
 /// What to do.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Plan {
+pub(super) struct Plan {
     /// Service accounts to be created, each with the AzureIdentity that it stands for.
-    create: Vec<(String, ObjectKey)>,
+    pub(super) create: Vec<(String, ObjectKey)>,
     /// Names and uids of those to be deleted.
-    delete: Vec<(String, String)>,
+    pub(super) delete: Vec<(String, String)>,
 }
 
 impl Accounts {
@@ -51,7 +40,8 @@ impl Accounts {
         self.seen.contains_key(&service_account(identity))
     }
 
-    fn apply(&mut self, change: Change<ServiceAccount>) {
+    /// The watch has seen this.
+    pub(super) fn apply(&mut self, change: Change<ServiceAccount>) {
         match change {
             Change::Applied(account) => {
                 let is_ours = account
@@ -73,7 +63,7 @@ impl Accounts {
     }
 
     /// What differs from the wanted identities; nothing while the list is not complete.
-    fn plan<'a>(&self, wanted: impl Iterator<Item = &'a ObjectKey>) -> Plan {
+    pub(super) fn plan<'a>(&self, wanted: impl Iterator<Item = &'a ObjectKey>) -> Plan {
         if !self.is_listed {
             return Plan::default();
         }
@@ -98,88 +88,11 @@ impl Accounts {
     }
 }
 
-/// Follows the service accounts of the namespace until shutdown.
-pub(super) async fn watch(
-    context: Arc<Context>,
-    status: Sender<WatchStatus>,
-    shutdown: CancellationToken,
-) {
-    let api = Api::namespaced(context.client.clone(), NAMESPACE);
-    let sink = move |change| {
-        context.index.lock().accounts.apply(change);
-        context.federation_changed.notify_one();
-    };
-    podid_cluster::watch::watch(api, watcher::Config::default(), sink, status, shutdown).await;
-}
-
-/// Creates and deletes what differs. What fails is given with the identity that it concerns, to be tried again.
-///
-/// # Errors
-/// The last failure, by identity where it concerns one.
-pub(super) async fn reconcile(context: &Context) -> Vec<(Option<ObjectKey>, String)> {
-    let plan = {
-        let index = context.index.lock();
-        index.accounts.plan(index.checks.identities())
-    };
-    let api: Api<ServiceAccount> = Api::namespaced(context.client.clone(), NAMESPACE);
-    let mut failed = Vec::new();
-    for (name, identity) in plan.create {
-        match create(&api, &name, &identity).await {
-            Ok(()) => tracing::info!(%identity, account = name, "service account created"),
-            // Somebody was faster; the watch shows it.
-            Err(Error::Api(status)) if status.is_already_exists() => {}
-            Err(error) => {
-                let text = format!(
-                    "the service account {name} cannot be created in the namespace {NAMESPACE}: {}; check that the namespace and mic's Role in it are installed",
-                    describe(&error)
-                );
-                failed.push((Some(identity), text));
-            }
-        }
-    }
-    for (name, uid) in plan.delete {
-        match delete(&api, &name, uid).await {
-            Ok(()) => tracing::info!(
-                account = name,
-                "service account deleted: no federated identity needs it"
-            ),
-            // It is gone, or another one has its name.
-            Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            Err(error) => {
-                let text = format!(
-                    "the service account {name} cannot be deleted in the namespace {NAMESPACE}: {}",
-                    describe(&error)
-                );
-                failed.push((None, text));
-            }
-        }
-    }
-    failed
-}
-
-async fn create(api: &Api<ServiceAccount>, name: &str, identity: &ObjectKey) -> Result<(), Error> {
-    let account = serde_json::from_value(json!({
-        "apiVersion": "v1", "kind": "ServiceAccount",
-        "metadata": {
-            "name": name,
-            "labels": { MANAGED_BY: MANAGER },
-            "annotations": { IDENTITY: identity.to_string() },
-        },
-    }));
-    let account = account.map_err(Error::SerdeError)?;
-    api.create(&PostParams::default(), &account).await.map(drop)
-}
-
-async fn delete(api: &Api<ServiceAccount>, name: &str, uid: String) -> Result<(), Error> {
-    let params = DeleteParams::default().preconditions(Preconditions {
-        uid: Some(uid),
-        resource_version: None,
-    });
-    api.delete(name, &params).await.map(drop)
-}
-
 #[cfg(test)]
 mod tests {
+    use podid_policy::federation::NAMESPACE;
+    use serde_json::json;
+
     use super::*;
 
     fn account(name: &str, label: Option<&str>) -> Change<ServiceAccount> {

@@ -14,7 +14,7 @@ use tokio::sync::watch::{self, Receiver};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::accounts;
+use super::account_calls;
 use super::checks::{BROKER_UNAVAILABLE, NO_ACCOUNT};
 use crate::context::Context;
 
@@ -30,7 +30,7 @@ pub(crate) async fn keep(context: Arc<Context>, shutdown: CancellationToken) {
             context.federation_changed.notified().await;
         }
         let (sender, status) = watch::channel(WatchStatus::default());
-        let watch = accounts::watch(context.clone(), sender, shutdown.clone());
+        let watch = account_calls::watch(context.clone(), sender, shutdown.clone());
         tokio::join!(watch, act(&context, status));
     };
     tokio::select! {
@@ -81,7 +81,7 @@ async fn keep_accounts(context: &Context, watch: WatchStatus, last_error: &mut S
         }
         return false;
     }
-    let failed = accounts::reconcile(context).await;
+    let failed = account_calls::reconcile(context).await;
     match failed.first() {
         Some((_, text)) if text != last_error => {
             tracing::warn!(reason = %text, "service accounts of federated identities are not in order; retried");

@@ -1,9 +1,9 @@
 //! Federated identities, as the controller sees them: the service account that stands for each, and the broker's check that its tokens
 //! can be had.
 //!
-//! The index ([`crate::index`]) holds [`checks::Checks`] and [`accounts::Accounts`]; [`keeper`] is the task that acts on them. Nothing is
-//! attached for a federated identity. What was attached for it before stays until a check has succeeded, so that pods lose no token
-//! when `spec.federation` is added to an identity in use.
+//! The index ([`crate::index`]) holds [`checks::Checks`] and [`accounts::Accounts`]; [`keeper`] is the task that acts on them, by
+//! [`account_calls`] and the broker. Nothing is attached for a federated identity. What was attached for it before stays until a check
+//! has succeeded, so that pods lose no token when `spec.federation` is added to an identity in use.
 //!
 //! ```text
 //!   AzureIdentity with spec.federation
@@ -28,6 +28,7 @@ use futures::future::BoxFuture;
 use podid_broker::client::ClientError;
 use podid_policy::facts::ObjectKey;
 
+mod account_calls;
 pub(crate) mod accounts;
 pub(crate) mod checks;
 pub(crate) mod keeper;

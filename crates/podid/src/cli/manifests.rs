@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use anyhow::ensure;
 use clap::Args;
 
 use crate::manifests::{self, Install, Mode, NAME};
@@ -24,17 +25,25 @@ pub struct Manifests {
     /// Write rules to each node that it loads at its boot, so that pods are refused until nmi runs; with --mode=cleanup remove them
     #[arg(long)]
     boot_rules: bool,
+    /// Run the broker, which AzureIdentities with spec.federation need; in standard mode
+    #[arg(long)]
+    broker: bool,
 }
 
 impl Manifests {
     /// Prints the objects.
     pub fn run(self) -> anyhow::Result<()> {
+        ensure!(
+            !self.broker || self.mode == Mode::Standard,
+            "--broker needs --mode=standard, whose controller makes the service accounts that stand for identities"
+        );
         let install = Install {
             mode: self.mode,
             namespace: self.namespace,
             registry: self.registry,
             tag: self.tag,
             boot_rules: self.boot_rules,
+            broker: self.broker,
         };
         let yaml = manifests::yaml(&install.objects())?;
         std::io::stdout().write_all(yaml.as_bytes())?;

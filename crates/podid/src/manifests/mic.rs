@@ -1,13 +1,10 @@
 //! The controller's Deployment.
 
-use podid_policy::federation::{BROKER_AUDIENCE, BROKER_PORT};
 use serde_json::{Value, json};
 
-use super::{Install, NAME, labels};
+use super::{Install, NAME, broker, labels};
 
 const AZURE_JSON: &str = "/etc/kubernetes/azure.json";
-/// Where clients of the broker have their token and the broker's CA.
-const BROKER_FILES: &str = "/var/run/secrets/podid-broker";
 /// The taints of a node whose kubelet reports a fault, or nothing at all.
 const NODE_FAILURES: [&str; 2] = [
     "node.kubernetes.io/not-ready",
@@ -28,31 +25,18 @@ pub(super) fn deployment(install: &Install) -> Value {
 }
 
 fn pod(install: &Install) -> Value {
-    json!({
+    let mut pod = json!({
         "serviceAccountName": format!("{NAME}-mic"),
         "priorityClassName": "system-cluster-critical",
         "nodeSelector": { "kubernetes.io/os": "linux" },
-        "tolerations": NODE_FAILURES.map(|taint| json!({
-            "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": REPLACED_AFTER_SECONDS,
-        })),
-        "topologySpreadConstraints": [{
-            "maxSkew": 1,
-            "topologyKey": "kubernetes.io/hostname",
-            // A node that is down must not keep a replica from starting beside the other one.
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": { "matchLabels": labels("mic") },
-            // In a rolling update the replicas of the former version do not count. Kubernetes 1.25 and 1.26 drop this field.
-            "matchLabelKeys": ["pod-template-hash"],
-        }],
+        "tolerations": tolerations(),
+        "topologySpreadConstraints": spread("mic"),
         "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
         "containers": [{
             "name": "mic",
             "image": install.image("mic"),
             "imagePullPolicy": "IfNotPresent",
-            "args": [
-                format!("--cloudconfig={AZURE_JSON}"),
-                format!("--broker-url=https://{NAME}-broker.{}.svc:{BROKER_PORT}", install.namespace),
-            ],
+            "args": [format!("--cloudconfig={AZURE_JSON}")],
             "env": [{
                 "name": "MIC_POD_NAMESPACE",
                 "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } },
@@ -72,27 +56,33 @@ fn pod(install: &Install) -> Value {
                 "readOnlyRootFilesystem": true,
                 "capabilities": { "drop": ["ALL"] },
             },
-            "volumeMounts": [
-                { "name": "broker", "mountPath": BROKER_FILES, "readOnly": true },
-                { "name": "cloudconfig", "mountPath": AZURE_JSON, "readOnly": true },
-            ],
+            "volumeMounts": [{ "name": "cloudconfig", "mountPath": AZURE_JSON, "readOnly": true }],
         }],
-        "volumes": [
-            broker_files(),
-            { "name": "cloudconfig", "hostPath": { "path": AZURE_JSON, "type": "File" } },
-        ],
-    })
+        "volumes": [{ "name": "cloudconfig", "hostPath": { "path": AZURE_JSON, "type": "File" } }],
+    });
+    broker::add_client(install, &mut pod);
+    pod
 }
 
-/// What a client of the broker needs: the token by which it proves itself, and the CA of the broker, which may come later.
-fn broker_files() -> Value {
-    json!({ "name": "broker", "projected": { "sources": [
-        { "serviceAccountToken": { "audience": BROKER_AUDIENCE, "expirationSeconds": 3600, "path": "token" } },
-        { "configMap": {
-            "name": format!("{NAME}-broker-ca"), "optional": true,
-            "items": [{ "key": "ca.crt", "path": "ca.crt" }],
-        } },
-    ] } })
+/// A replica of a dead node is replaced soon.
+pub(super) fn tolerations() -> Value {
+    let tolerations = NODE_FAILURES.map(|taint| json!({
+        "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": REPLACED_AFTER_SECONDS,
+    }));
+    json!(tolerations)
+}
+
+/// The replicas of a role keep to different nodes where they can.
+pub(super) fn spread(role: &str) -> Value {
+    json!([{
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        // A node that is down must not keep a replica from starting beside the other one.
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": { "matchLabels": labels(role) },
+        // In a rolling update the replicas of the former version do not count. Kubernetes 1.25 and 1.26 drop this field.
+        "matchLabelKeys": ["pod-template-hash"],
+    }])
 }
 
 fn health() -> Value {

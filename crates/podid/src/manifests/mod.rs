@@ -1,6 +1,7 @@
 //! What an installation consists of: the objects that `podid manifests` prints, and that the chart renders by default.
 
 mod boot_rules;
+mod broker;
 mod cleanup;
 mod identities;
 mod mic;
@@ -38,6 +39,8 @@ pub struct Install {
     pub tag: String,
     /// Whether each node gets rules that it loads at its boot; in [`Mode::Cleanup`] whether they are taken away.
     pub boot_rules: bool,
+    /// Whether there is a broker, which [`Mode::Standard`] alone may have: the controller makes the service accounts that it needs.
+    pub broker: bool,
 }
 
 impl Install {
@@ -57,6 +60,9 @@ impl Install {
         objects.extend(self.exceptions());
         if self.mode == Mode::Standard {
             objects.push(mic::deployment(self));
+        }
+        if self.broker {
+            objects.extend(broker::objects(self));
         }
         objects.push(nmi::daemon_set(self));
         objects

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Install, Mode, NAME, boot_rules, labels};
+use super::{Install, Mode, NAME, boot_rules, broker, labels};
 
 const PROBES: u16 = 8085;
 
@@ -41,6 +41,7 @@ fn pod(install: &Install) -> Value {
             { "name": "xtables-lock", "hostPath": { "path": "/run/xtables.lock", "type": "FileOrCreate" } },
         ],
     });
+    broker::add_client(install, &mut pod);
     if install.boot_rules {
         boot_rules::add(install, &mut pod, "install");
     }

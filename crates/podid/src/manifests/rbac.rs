@@ -3,7 +3,7 @@
 use podid_policy::federation;
 use serde_json::{Value, json};
 
-use super::{Install, Mode, NAME};
+use super::{Install, Mode, NAME, broker};
 
 const CRDS: &str = "aadpodidentity.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -18,14 +18,25 @@ pub(super) fn objects(install: &Install) -> Vec<Value> {
     let mut objects = Vec::new();
     if install.mode == Mode::Standard {
         objects.extend(account(install, "mic", &mic()));
-        objects.extend(role(install, "mic", &install.namespace, &own_namespace()));
-        objects.extend(role(install, "mic-leader", LEASES, &lease_namespace()));
-        objects.extend(role(
-            install,
-            "mic-identities",
-            federation::NAMESPACE,
-            &identities_namespace(),
-        ));
+        let own = (&*install.namespace, own_namespace());
+        let lease = (LEASES, lease_namespace());
+        let identities = (federation::NAMESPACE, identities_namespace());
+        for (name, (namespace, rules)) in [
+            ("mic", own),
+            ("mic-leader", lease),
+            ("mic-identities", identities),
+        ] {
+            objects.extend(role(install, "mic", name, namespace, &rules));
+        }
+    }
+    if install.broker {
+        let account_name = broker::ROLE;
+        objects.extend(account(install, account_name, &broker_everywhere()));
+        let ca = (&*install.namespace, broker_ca());
+        let identities = (federation::NAMESPACE, broker_identities());
+        for (name, (namespace, rules)) in [("broker-ca", ca), ("broker-identities", identities)] {
+            objects.extend(role(install, account_name, name, namespace, &rules));
+        }
     }
     objects.extend(account(install, "nmi", &nmi(install.mode)));
     objects
@@ -65,10 +76,7 @@ fn own_namespace() -> Vec<Value> {
 /// cannot be limited by name.
 fn lease_namespace() -> Vec<Value> {
     let (group, leases) = ("coordination.k8s.io", ["leases"]);
-    let named = |mut rule: Value| {
-        rule["resourceNames"] = json!([LEASE]);
-        rule
-    };
+    let named = |rule| named(rule, LEASE);
     vec![
         rule(group, &leases, &["create"]),
         named(rule(group, &leases, &["get", "update"])),
@@ -80,6 +88,33 @@ fn lease_namespace() -> Vec<Value> {
 fn identities_namespace() -> Vec<Value> {
     let verbs = ["list", "watch", "create", "delete"];
     vec![rule("", &["serviceaccounts"], &verbs)]
+}
+
+/// What the broker may do in every namespace: look, and have tokens reviewed.
+fn broker_everywhere() -> Vec<Value> {
+    let kinds = ["azureidentitybindings", "azurepodidentityexceptions"];
+    let verbs = ["get", "list", "watch"];
+    vec![
+        rule("", &["pods"], &verbs),
+        rule(CRDS, &["azureidentities"], &verbs),
+        rule(CRDS, &kinds, &["list", "watch"]),
+        rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+    ]
+}
+
+/// What the broker may do in its own namespace: fill the two objects of its CA.
+fn broker_ca() -> Vec<Value> {
+    let name = broker::ca_name();
+    vec![
+        named(rule("", &["secrets"], &["get", "update"]), &name),
+        named(rule("", &["configmaps"], &["get", "patch"]), &name),
+    ]
+}
+
+/// What the broker may do in the namespace of the service accounts that stand for identities: have tokens of them. It has them of
+/// no account elsewhere, podid's own least of all.
+fn broker_identities() -> Vec<Value> {
+    vec![rule("", &["serviceaccounts/token"], &["create"])]
 }
 
 /// What nmi may do in every namespace: look.
@@ -100,6 +135,12 @@ fn nmi(mode: Mode) -> Vec<Value> {
     ]
 }
 
+/// Limits a rule to the objects of this name.
+fn named(mut rule: Value, name: &str) -> Value {
+    rule["resourceNames"] = json!([name]);
+    rule
+}
+
 fn account(install: &Install, name: &str, rules: &[Value]) -> [Value; 3] {
     let account = json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": install.meta(name, Some(&install.namespace)),
@@ -115,16 +156,22 @@ fn account(install: &Install, name: &str, rules: &[Value]) -> [Value; 3] {
     [account, role, binding]
 }
 
-/// What mic may do in one namespace.
-fn role(install: &Install, name: &str, namespace: &str, rules: &[Value]) -> [Value; 2] {
-    let mut meta = install.meta("mic", Some(namespace));
+/// What an account may do in one namespace.
+fn role(
+    install: &Install,
+    account: &str,
+    name: &str,
+    namespace: &str,
+    rules: &[Value],
+) -> [Value; 2] {
+    let mut meta = install.meta(account, Some(namespace));
     meta["name"] = json!(format!("{NAME}-{name}"));
     let role =
         json!({ "apiVersion": RBAC_V1, "kind": "Role", "metadata": meta.clone(), "rules": rules });
     let binding = json!({
         "apiVersion": RBAC_V1, "kind": "RoleBinding", "metadata": meta,
         "roleRef": { "apiGroup": RBAC, "kind": "Role", "name": format!("{NAME}-{name}") },
-        "subjects": [subject(install, "mic")],
+        "subjects": [subject(install, account)],
     });
     [role, binding]
 }

@@ -11,6 +11,7 @@ fn install(mode: Mode) -> Install {
         registry: "registry.example.com/podid".to_owned(),
         tag: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
         boot_rules: false,
+        broker: false,
     }
 }
 

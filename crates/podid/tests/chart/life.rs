@@ -97,6 +97,8 @@ async fn every_set_of_values_is_taken(cluster: &Cluster) {
             "mic.podDisruptionBudget.maxUnavailable=1",
             "--set",
             "nmi.bootRules=true",
+            "--set",
+            "broker.enabled=true",
         ],
         &[
             "--set",

@@ -39,6 +39,7 @@ async fn by_default_the_chart_is_what_podid_manifests_prints() {
         ("standard", None, "nmi.bootRules=false"),
         ("managed", None, "nmi.bootRules=false"),
         ("standard", Some("--boot-rules"), "nmi.bootRules=true"),
+        ("standard", Some("--broker"), "broker.enabled=true"),
     ] {
         let output = Command::new(PODID)
             .args([

@@ -1,5 +1,5 @@
-//! Least privilege, proven: `podid mic` and `podid nmi` work on a real kube-apiserver as the service accounts of the chart, with
-//! exactly their roles; and with any one verb of any one resource less, something does not.
+//! Least privilege, proven: `podid mic`, `podid nmi` and `podid broker` work on a real kube-apiserver as the service accounts of the
+//! chart, with exactly their roles; and with any one verb of any one resource less, something does not.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod broker;
 #[path = "../chart/cluster.rs"]
 #[allow(dead_code, reason = "not every test needs all of it")]
 mod cluster;

@@ -114,8 +114,10 @@ pub enum ErrorKind {
     PodFinished,
     /// 404: there is no AzureIdentity of this name.
     UnknownIdentity,
-    /// 403: the AzureIdentity has no `spec.federation`, or a field of it cannot be used.
+    /// 403: the AzureIdentity has no `spec.federation`.
     NotFederated,
+    /// 403: the AzureIdentity names no tenant, and the broker was given none.
+    NoTenant,
     /// 403: the identity has no federated credential for this cluster and AzureIdentity.
     CredentialMissing,
     /// 403: there is a federated credential, but its issuer, subject or audience is another.
@@ -148,6 +150,7 @@ impl ErrorKind {
             Self::PodFinished => "pod_finished",
             Self::UnknownIdentity => "unknown_identity",
             Self::NotFederated => "not_federated",
+            Self::NoTenant => "no_tenant",
             Self::CredentialMissing => "credential_missing",
             Self::CredentialMismatch => "credential_mismatch",
             Self::Propagating => "propagating",

@@ -186,7 +186,7 @@ impl Refusal {
     pub(crate) fn exchange(error: &ExchangeError) -> Self {
         match error {
             ExchangeError::NoTenant(_) => {
-                Self::new(ErrorKind::NotFederated, StatusCode::FORBIDDEN, error)
+                Self::new(ErrorKind::NoTenant, StatusCode::FORBIDDEN, error)
             }
             ExchangeError::Assertion(_) => Self::unavailable(error).after(ACCOUNT_WAIT),
             ExchangeError::ShortLived => Self::unavailable(error).after(RETRY_AFTER),

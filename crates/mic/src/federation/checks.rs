@@ -234,6 +234,7 @@ fn reason(kind: ErrorKind) -> &'static str {
         ErrorKind::IssuerUnreachable => "IssuerUnreachable",
         ErrorKind::TenantRefused => "TenantRefused",
         ErrorKind::Throttled => "Throttled",
+        ErrorKind::NoTenant => "NoTenant",
         // Its watches are behind, or what it asks does not answer.
         ErrorKind::UnknownIdentity | ErrorKind::NotFederated | ErrorKind::Unavailable => {
             BROKER_UNAVAILABLE

@@ -201,7 +201,7 @@ impl Refusal {
     pub(crate) fn is_awaited(&self) -> bool {
         match self {
             Self::NotAssigned { refusal, .. } => refusal.is_none(),
-            Self::Source(error) => error.is_identity_not_found() || error.is_propagating(),
+            Self::Source(error) => error.is_identity_not_found() || error.is_broker_behind(),
             _ => false,
         }
     }
@@ -299,7 +299,7 @@ fn of_broker(error: &ClientError) -> Shape {
     match kind {
         Kind::Malformed => Shape::new(StatusCode::BAD_REQUEST, "invalid_resource"),
         Kind::Throttled => Shape::throttled(wait.unwrap_or(RETRY_LATER)),
-        Kind::NotFederated
+        Kind::NoTenant
         | Kind::CredentialMissing
         | Kind::CredentialMismatch
         | Kind::TenantRefused
@@ -309,7 +309,8 @@ fn of_broker(error: &ClientError) -> Shape {
         | Kind::PodFinished
         | Kind::WrongNode
         | Kind::NotGranted
-        | Kind::UnknownIdentity => Shape::unavailable(wait.unwrap_or(RETRY_SOON)),
+        | Kind::UnknownIdentity
+        | Kind::NotFederated => Shape::unavailable(wait.unwrap_or(RETRY_SOON)),
         Kind::Propagating
         | Kind::IssuerUnreachable
         | Kind::Unauthenticated

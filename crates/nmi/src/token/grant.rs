@@ -114,25 +114,33 @@ async fn issue(
     request: &TokenRequest<'_>,
 ) -> Result<Issued, Refusal> {
     let wanted = resolve(context, requester, &request.wanted, &request.resource).await?;
-    let (pod, identity) = granted(context, requester, &wanted).await?;
-    let (token, served) = context
-        .cache
-        .get(&identity, &request.resource, request.bypass_cache)
-        .await?;
-    // The grant may have gone, or gone to another identity, while the token was fetched.
-    if served == Served::Fetched {
-        match decide(context, requester, &wanted)? {
-            Grant::Ready(_, now) if now == identity => {}
-            _ => return Err(Refusal::GrantChanged(pod.key.clone())),
+    let mut was_edited = false;
+    loop {
+        let (pod, identity) = granted(context, requester, &wanted).await?;
+        let (token, served) = context
+            .cache
+            .get(&identity, &request.resource, request.bypass_cache)
+            .await?;
+        // The grant may have gone, or gone to another identity, while the token was fetched.
+        if served == Served::Fetched {
+            match decide(context, requester, &wanted)? {
+                Grant::Ready(_, now) if now == identity => {}
+                // Who edits an AzureIdentity in use fails no request by it.
+                Grant::Ready(_, now) if now.key == identity.key && !was_edited => {
+                    was_edited = true;
+                    continue;
+                }
+                _ => return Err(Refusal::GrantChanged(pod.key.clone())),
+            }
+            requester.attest(&pod).await?;
         }
-        requester.attest(&pod).await?;
+        return Ok(Issued {
+            pod,
+            identity,
+            token,
+            served,
+        });
     }
-    Ok(Issued {
-        pod,
-        identity,
-        token,
-        served,
-    })
 }
 
 /// What `attempt` gives. While it is refused for something that passes by itself ([`Refusal::is_awaited`]), the request is held and

@@ -87,12 +87,19 @@ impl SourceError {
         matches!(self, Self::Azure(error) if error.kind() == ErrorKind::IdentityNotFound)
     }
 
-    /// Whether the broker does not know the pod yet, or Entra the federated credential, as happens just after either was made.
-    pub fn is_propagating(&self) -> bool {
+    /// Whether Entra does not know a new federated credential yet, or the broker sees the cluster's objects otherwise than this node
+    /// agent, as happens for a moment after one has changed.
+    pub fn is_broker_behind(&self) -> bool {
+        use BrokerErrorKind as Kind;
         matches!(
             self,
             Self::Broker(ClientError::Refused {
-                kind: BrokerErrorKind::Propagating | BrokerErrorKind::UnknownPod,
+                kind: Kind::Propagating
+                    | Kind::UnknownPod
+                    | Kind::PodFinished
+                    | Kind::NotGranted
+                    | Kind::UnknownIdentity
+                    | Kind::NotFederated,
                 ..
             })
         )
@@ -111,6 +118,7 @@ impl SourceError {
                     | Kind::Propagating
                     | Kind::IssuerUnreachable
                     | Kind::TenantRefused
+                    | Kind::Unavailable
             ),
             Self::Broker(ClientError::Unreachable { .. } | ClientError::File { .. }) => true,
             _ => false,

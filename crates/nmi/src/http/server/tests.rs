@@ -539,6 +539,19 @@ async fn a_token_is_not_given_when_its_grant_passed_to_another_identity() {
     assert_eq!((got.status, &got.body["client_id"]), (200, &OTHER.into()));
 }
 
+/// Such as when `spec.federation` is added to it.
+#[tokio::test]
+async fn a_request_outlives_an_edit_of_its_identity() {
+    let rig = served().await;
+    let got = rig
+        .get_while(|| {
+            rig.context
+                .change(|index| index.apply_identity(identity("reader", OTHER)));
+        })
+        .await;
+    assert_eq!((got.status, &got.body["client_id"]), (200, &OTHER.into()));
+}
+
 #[tokio::test]
 async fn a_token_is_not_given_when_the_pod_lost_its_label_meanwhile() {
     let rig = served().await;

@@ -101,8 +101,7 @@ async fn keep_accounts(context: &Context, watch: WatchStatus, last_error: &mut S
 /// Asks the broker about all identities that are due and have a service account.
 async fn check(context: &Context) {
     let Some(broker) = &context.broker else {
-        let text =
-            "podid mic was given no broker; deploy podid broker, and give podid mic --broker-url";
+        let text = "podid mic was given no --broker-url; install podid broker (broker.enabled=true of the chart, podid manifests --broker)";
         let all = identities(context).into_iter();
         let blocked = all.map(|key| (key, text.to_owned()));
         tell(context, BROKER_UNAVAILABLE, blocked);

@@ -234,6 +234,22 @@ spec: { type: 0, resourceID: RESOURCE, clientID: CLIENT }
         words(&["get", "azureidentities"], 1)[..3],
         ["reader-id", "0", CLIENT]
     );
+    let federated = identity
+        .replace("reader-id", "without")
+        .replace("type: 0", "federation: {}");
+    ok(&s, &["apply", "-f", "-"], &federated);
+    let federated = identity
+        .replace("reader-id", "within")
+        .replace("type: 0", "type: 1, federation: { audience: 'api://own' }");
+    ok(&s, &["apply", "-f", "-"], &federated);
+    assert_eq!(
+        words(&["get", "azureidentities", "without"], 1)[1..3],
+        [CLIENT, "{}"]
+    );
+    assert_eq!(
+        words(&["get", "azureidentities", "within"], 1)[1..4],
+        ["1", CLIENT, r#"{"audience":"api://own"}"#]
+    );
     assert_eq!(
         words(&["get", "po"], 0),
         ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]

@@ -9,6 +9,9 @@ use std::time::Duration;
 use moka::future::Cache;
 use tokio::time::Instant;
 
+/// How long an answer that nobody asks for is in memory: as long as the longest of them, an assertion, is valid.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
 /// Answers by question.
 pub(crate) struct FlightCache<K, V> {
     kept: Cache<K, Kept<V>>,
@@ -28,7 +31,10 @@ where
     /// A cache of at most `capacity` answers.
     pub(crate) fn new(capacity: u64) -> Self {
         Self {
-            kept: Cache::new(capacity),
+            kept: Cache::builder()
+                .max_capacity(capacity)
+                .time_to_live(MAX_AGE)
+                .build(),
         }
     }
 

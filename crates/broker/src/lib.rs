@@ -58,6 +58,7 @@ use context::Context;
 pub use error::BrokerError;
 use error::{TaskResult, socket, task_ended};
 use http::{health, server};
+pub use metrics::Metrics;
 
 const LISTEN: &str = "the HTTPS port (--listen)";
 const PROBE: &str = "the probe port (--http-probe-port)";

@@ -146,20 +146,20 @@ fn histogram() -> Histogram {
 
 impl Metrics {
     /// Counts an answered request.
-    pub(crate) fn answered(&self, endpoint: &'static str, outcome: &'static str, took: Duration) {
+    pub fn answered(&self, endpoint: &'static str, outcome: &'static str, took: Duration) {
         let request = Request { endpoint, outcome };
         let requests = self.requests.get_or_create(&request);
         requests.observe(took.as_secs_f64());
     }
 
     /// Counts an exchange.
-    pub(crate) fn exchanged(&self, outcome: &'static str, took: Duration) {
+    pub fn exchanged(&self, outcome: &'static str, took: Duration) {
         let exchanges = self.exchanges.get_or_create(&Outcome { outcome });
         exchanges.observe(took.as_secs_f64());
     }
 
     /// Sets the status of the watch of a kind.
-    pub(crate) fn watch(&self, kind: &'static str, status: &WatchStatus) {
+    pub fn watch(&self, kind: &'static str, status: &WatchStatus) {
         let running = status.synced && status.trouble.is_none();
         let synced = self.synced.get_or_create(&Kind { kind });
         synced.set(i64::from(running));
@@ -185,7 +185,7 @@ impl Metrics {
     }
 
     /// Sets when a certificate expires.
-    pub(crate) fn expires(&self, certificate: &'static str, at: Timestamp) {
+    pub fn expires(&self, certificate: &'static str, at: Timestamp) {
         let certificate = Certificate { certificate };
         self.expiries
             .get_or_create(&certificate)
@@ -193,7 +193,7 @@ impl Metrics {
     }
 
     /// The text that Prometheus scrapes, with the number of tokens that are held.
-    pub(crate) fn text(&self, held: u64) -> String {
+    pub fn text(&self, held: u64) -> String {
         self.held.set(i64::try_from(held).unwrap_or(i64::MAX));
         let mut text = String::new();
         // Writing to a String cannot fail.

@@ -190,7 +190,6 @@ impl Refusal {
             }
             ExchangeError::Assertion(_) => Self::unavailable(error).after(ACCOUNT_WAIT),
             ExchangeError::ShortLived => Self::unavailable(error).after(RETRY_AFTER),
-            ExchangeError::Busy(_) => Self::throttled(error).after(RETRY_AFTER),
             ExchangeError::Entra {
                 error: cause,
                 may_be_new,

@@ -83,7 +83,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 }
 
 fn exported() -> BTreeSet<String> {
-    let text = format!("{}\n{}", node_agents(), controllers());
+    let text = format!("{}\n{}\n{}", node_agents(), controllers(), brokers());
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     types
         .flat_map(|line| {
@@ -125,6 +125,16 @@ fn node_agents() -> String {
     metrics.fetched(&identity, Duration::ZERO, Err(&SourceError::ShortLived));
     let (_keeper, state) = tokio::sync::watch::channel(podid_intercept::State::default());
     metrics.intercepted_by(state);
+    metrics.text(0)
+}
+
+/// What a broker exports once each of its metrics has something to tell.
+fn brokers() -> String {
+    let metrics = podid_broker::Metrics::default();
+    metrics.answered("token", "ok", Duration::ZERO);
+    metrics.exchanged("ok", Duration::ZERO);
+    metrics.watch("Pod", &podid_cluster::watch::WatchStatus::default());
+    metrics.expires("authority", jiff::Timestamp::UNIX_EPOCH);
     metrics.text(0)
 }
 

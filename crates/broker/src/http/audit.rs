@@ -40,6 +40,7 @@ impl Audit {
             resource,
         } = request;
         tracing::info!(
+            target: "podid::audit",
             node = caller.node.as_deref().unwrap_or_default(),
             pod = %format_args!("{}/{}", pod.namespace, pod.name),
             uid = pod.uid,
@@ -49,7 +50,7 @@ impl Audit {
                 Source::Cache => "cache",
                 Source::Entra => "entra",
             },
-            "token given"
+            "token issued"
         );
     }
 

@@ -33,6 +33,11 @@ async fn a_token_that_the_api_server_does_not_accept_is_refused() {
     let (status, kind, text) = world.refused("forged", "web", "u1").await;
     assert_eq!((status, kind), (401, ErrorKind::Unauthenticated), "{text}");
     assert!(!text.contains("forged"), "{text}");
+    let mut revoked = review("podid:podid-nmi", "podid-broker", Some("n1"));
+    revoked["authenticated"] = json!(false);
+    world.api.accept("revoked", revoked);
+    let (_, kind, _) = world.refused("revoked", "web", "u1").await;
+    assert_eq!(kind, ErrorKind::Unauthenticated);
 }
 
 #[tokio::test]

@@ -49,6 +49,9 @@ async fn brokers_that_start_at_once_agree_on_the_ca() {
         2,
         "one certificate and its key"
     );
+    let object = api.get("secrets", "podid", "podid-broker-ca").unwrap();
+    // The third change in all: nobody wrote over the first who did.
+    assert_eq!(object["metadata"]["resourceVersion"], "3");
     let wrote = api.requests("PUT /api/v1/namespaces/podid/secrets");
     assert!(
         wrote > 1,

@@ -36,6 +36,8 @@ const OUTCOME_TTL: Duration = Duration::from_secs(2);
 const MAX_ERROR_TTL: Duration = Duration::from_secs(60);
 /// Tokens that are kept at once, a bound on memory: identities times the few resources that each is asked for.
 const MAX_TOKENS: u64 = 20_000;
+/// How long a token is kept in memory at most: as long as Entra makes them valid.
+const MAX_TOKEN_AGE: Duration = Duration::from_secs(86_400);
 /// Exchanges of one identity under way at a time, because pods choose the resources.
 const MAX_CONCURRENT: usize = 8;
 
@@ -72,11 +74,6 @@ pub(crate) enum ExchangeError {
     /// The token that came is about to expire.
     #[error("Entra gave a token that is about to expire; ask again")]
     ShortLived,
-    /// Too many resources of this identity are being fetched.
-    #[error(
-        "more tokens of AzureIdentity {0} are being fetched than are allowed at a time; ask again"
-    )]
-    Busy(ObjectKey),
 }
 
 impl ExchangeError {
@@ -84,7 +81,7 @@ impl ExchangeError {
     fn may_pass(&self) -> bool {
         match self {
             Self::NoTenant(_) => false,
-            Self::Assertion(_) | Self::ShortLived | Self::Busy(_) => true,
+            Self::Assertion(_) | Self::ShortLived => true,
             Self::Entra { error, .. } => {
                 let healing = error.federation_fault().map(FederationFault::healing);
                 error.is_transient() || matches!(healing, Some(Healing::After(_)))
@@ -99,7 +96,6 @@ impl ExchangeError {
             Self::Assertion(_) => "no_assertion",
             Self::Entra { error, .. } => error.kind().name(),
             Self::ShortLived => "short_lived",
-            Self::Busy(_) => "busy",
         }
     }
 }
@@ -152,7 +148,10 @@ impl Exchange {
             audience: config.assertion_audience.as_str().into(),
             check_resource: config.check_resource.as_str().into(),
             floor: config.token_floor,
-            tokens: Cache::new(MAX_TOKENS),
+            tokens: Cache::builder()
+                .max_capacity(MAX_TOKENS)
+                .time_to_live(MAX_TOKEN_AGE)
+                .build(),
             flights: FlightCache::new(MAX_TOKENS),
             faults: Faults::default(),
             turns: Cache::new(MAX_TOKENS),
@@ -226,7 +225,6 @@ impl Exchange {
                     let wait = error.retry_after().unwrap_or(OUTCOME_TTL);
                     wait.clamp(OUTCOME_TTL, MAX_ERROR_TTL)
                 }
-                Err(ExchangeError::Busy(_)) => Duration::ZERO,
                 _ => OUTCOME_TTL,
             };
             (outcome, ttl)
@@ -238,9 +236,8 @@ impl Exchange {
         let (principal, resource) = key;
         let turns = async { Arc::new(Semaphore::new(MAX_CONCURRENT)) };
         let turns = self.turns.get_with_by_ref(&identity.key, turns).await;
-        let Ok(_turn) = turns.try_acquire() else {
-            return Err(Arc::new(ExchangeError::Busy(identity.key.clone())));
-        };
+        // The semaphore is never closed.
+        let _turn = turns.acquire().await;
         if let Some(error) = self.faults.standing(principal) {
             return Err(error);
         }

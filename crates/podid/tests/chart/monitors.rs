@@ -22,8 +22,13 @@ async fn they_are_opt_in_and_say_what_the_values_say() {
     let none = rendered(&["--set", IMAGES]).await;
     assert!(none.iter().all(|object| object["kind"] != "PodMonitor"));
     let given = r#"podMonitor={"enabled":true,"labels":{"release":"prometheus"},"annotations":{"a":"b"},"interval":"5m","scrapeTimeout":"30s"}"#;
-    let objects = rendered(&["--set", IMAGES, "--set-json", given]).await;
-    for (name, endpoint) in [("podid-mic", "metrics"), ("podid-nmi", "")] {
+    let with_broker = ["--set", IMAGES, "--set", "broker.enabled=true"];
+    let objects = rendered(&[&with_broker[..], &["--set-json", given]].concat()).await;
+    for (name, endpoint) in [
+        ("podid-mic", "metrics"),
+        ("podid-nmi", ""),
+        ("podid-broker", "metrics"),
+    ] {
         let monitor = find(&objects, "PodMonitor", name).unwrap();
         assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
         assert_eq!(monitor["metadata"]["annotations"]["a"], "b");
@@ -36,6 +41,7 @@ async fn they_are_opt_in_and_say_what_the_values_say() {
     }
     let managed = rendered(&[&ON[..], &["--set", "operationMode=managed"]].concat()).await;
     assert!(find(&managed, "PodMonitor", "podid-mic").is_none());
+    assert!(find(&managed, "PodMonitor", "podid-broker").is_none());
 }
 
 /// The scrape job that the operator makes of a PodMonitor, as far as it decides what is asked.

@@ -51,7 +51,9 @@ fn sources(folder: &Path, text: &mut String) {
 /// Everything that podid consists of.
 fn code() -> String {
     let mut code = String::new();
-    for part in ["mic", "nmi", "azure", "policy", "cluster", "podid"] {
+    for part in [
+        "mic", "nmi", "broker", "azure", "policy", "cluster", "podid",
+    ] {
         let folder = tools::repository().join(format!("crates/{part}/src"));
         sources(&folder, &mut code);
     }
@@ -139,9 +141,14 @@ fn every_metric_and_alert_exists() {
             .collect();
         let text = format!("{}{blocks}", page.prose);
         for word in text.split(|c| !is_word(c)) {
-            let metric = ["podid_nmi_", "podid_mic_", "aadpodidentity_"]
-                .iter()
-                .any(|start| word.starts_with(start));
+            let metric = [
+                "podid_nmi_",
+                "podid_mic_",
+                "podid_broker_",
+                "aadpodidentity_",
+            ]
+            .iter()
+            .any(|start| word.starts_with(start));
             let alert = word.starts_with("Podid") && is_camel(word);
             let known = metrics.contains(&format!("`{word}`"));
             if (metric && !known) || (alert && !alerts.contains(&format!("- alert: {word}\n"))) {

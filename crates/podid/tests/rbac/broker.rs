@@ -67,6 +67,7 @@ struct World {
     ports: [u16; 3],
     scratch: tempfile::TempDir,
     uids: [String; 2],
+    manifests: String,
 }
 
 impl World {
@@ -92,6 +93,7 @@ impl World {
             ports: free_ports().unwrap(),
             scratch: tempfile::tempdir().unwrap(),
             uids: Default::default(),
+            manifests: printed,
             api,
             client,
         };
@@ -161,6 +163,22 @@ impl World {
                 .await
                 .unwrap();
         }
+    }
+
+    /// An upgrade leaves what the broker has put into the objects.
+    async fn applied_again_keeps_the_ca(&self) {
+        let read = async |(plural, _)| {
+            let path = format!("/api/v1/namespaces/podid/{plural}/podid-broker-ca");
+            send(&self.client, "GET", &path, None).await.unwrap()["data"].clone()
+        };
+        let before = [read(CA[0]).await, read(CA[1]).await];
+        assert!(
+            before.iter().all(|data| data["ca.crt"].is_string()),
+            "{before:?}"
+        );
+        let applied = self.api.run_kubectl(&["apply", "-f", "-"], &self.manifests);
+        assert!(applied.await.unwrap().status.success());
+        assert_eq!([read(CA[0]).await, read(CA[1]).await], before);
     }
 
     fn start(&self, log: &str) -> Process {
@@ -286,6 +304,7 @@ async fn the_broker_has_what_it_needs_and_nothing_else() {
         .await;
     assert!(world.is_known_as_not_granted(1, "reader").await);
     assert!(world.is_known_as_not_granted(0, "unbound").await);
+    world.applied_again_keeps_the_ca().await;
     broker.kill();
 
     let granted = world.roles.granted();

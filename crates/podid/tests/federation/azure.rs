@@ -114,6 +114,12 @@ impl Azure {
     }
 
     async fn on_scale_set(&self, method: Method, body: Option<Value>) -> Value {
+        let path = format!("{}?api-version=2024-07-01", self.scale_set());
+        self.on_resource(method, &path, body).await
+    }
+
+    /// As the owner of everything, at Resource Manager.
+    pub async fn on_resource(&self, method: Method, path: &str, body: Option<Value>) -> Value {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let (entra, tenant) = self.entra();
         let application = self.word("service principal ");
@@ -128,9 +134,8 @@ impl Azure {
             .form(&form);
         let token: Value = token.send().await.unwrap().json().await.unwrap();
         let arm = self.word("Resource Manager  ");
-        let url = format!("{arm}{}?api-version=2024-07-01", self.scale_set());
         let request = client
-            .request(method, url)
+            .request(method, format!("{arm}{path}"))
             .bearer_auth(token["access_token"].as_str().unwrap());
         let request = match &body {
             Some(body) => request.json(body),

@@ -10,6 +10,7 @@
 
 mod azure;
 mod moves;
+mod pasted;
 #[path = "../rbac/roles.rs"]
 #[allow(dead_code, reason = "not every test needs all of it")]
 mod roles;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
@@ -40,7 +40,8 @@ impl Cluster {
         let mut jobs = JoinSet::new();
         let (client, kubeconfig) = (api.client().await.unwrap(), api.kubeconfig());
         jobs.spawn(run_jobs(client.clone(), kubeconfig, broken.clone()));
-        jobs.spawn(roll_out(client));
+        jobs.spawn(roll_out(client.clone()));
+        jobs.spawn(end_namespaces(client));
         Self {
             api,
             folder: tempfile::tempdir().unwrap(),
@@ -167,6 +168,25 @@ pub fn chart() -> PathBuf {
 pub fn values(name: &str) -> String {
     let folder = tools::repository().join("crates/podid/tests/chart");
     folder.join(name).to_str().unwrap().to_owned()
+}
+
+/// Ends namespaces that are deleted, as Kubernetes' controller does once they are empty.
+async fn end_namespaces(client: Client) {
+    let api: Api<Namespace> = Api::all(client.clone());
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for mut namespace in api.list(&ListParams::default()).await.into_iter().flatten() {
+            if namespace.metadata.deletion_timestamp.is_none() {
+                continue;
+            }
+            let path = format!("/api/v1/namespaces/{}/finalize", namespace.name_any());
+            namespace.spec = None;
+            let body = serde_json::to_vec(&namespace).unwrap();
+            let request = http::Request::put(path).header("Content-Type", "application/json");
+            // It may have gone meanwhile.
+            let _ = client.request::<Value>(request.body(body).unwrap()).await;
+        }
+    }
 }
 
 /// Runs what Jobs say until the end of the test.

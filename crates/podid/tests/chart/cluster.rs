@@ -171,7 +171,7 @@ pub fn values(name: &str) -> String {
 }
 
 /// Ends namespaces that are deleted, as Kubernetes' controller does once they are empty.
-async fn end_namespaces(client: Client) {
+pub async fn end_namespaces(client: Client) {
     let api: Api<Namespace> = Api::all(client.clone());
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;

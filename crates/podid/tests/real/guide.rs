@@ -1,5 +1,6 @@
 //! The commands of docs/take-over.md, run in their order by the shell. What a cluster has and a kube-apiserver has not is played: Jobs,
-//! rollouts, and the pods of the two controllers, of which podid's is the real one with the flags and the account of its Deployment.
+//! rollouts, the end of namespaces, and the pods of the two controllers, of which podid's is the real one with the flags and the account
+//! of its Deployment.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -52,7 +53,8 @@ impl Stage {
             world.api.kubeconfig(),
             broken,
         ));
-        players.spawn(cluster::roll_out(client));
+        players.spawn(cluster::roll_out(client.clone()));
+        players.spawn(cluster::end_namespaces(client));
         Self {
             world,
             tools,

@@ -215,6 +215,9 @@ async fn without_the_namespace_the_condition_says_so() {
     assert_eq!(*broker.asked.lock(), 0);
     world.namespace(ACCOUNTS).await;
     until!("ready", world.condition("reader").await[1] == "Federated");
+    // No pod needs it: without the block nothing can be said.
+    world.federate("reader", Value::Null).await;
+    until!("idle", world.condition("reader").await[1] == "NotInUse");
     mic.stop().await;
     world.end().await;
 }

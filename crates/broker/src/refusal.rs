@@ -189,7 +189,9 @@ impl Refusal {
                 Self::new(ErrorKind::NoTenant, StatusCode::FORBIDDEN, error)
             }
             ExchangeError::Assertion(_) => Self::unavailable(error).after(ACCOUNT_WAIT),
-            ExchangeError::ShortLived => Self::unavailable(error).after(RETRY_AFTER),
+            ExchangeError::CutShort | ExchangeError::ShortLived => {
+                Self::unavailable(error).after(RETRY_AFTER)
+            }
             ExchangeError::Entra {
                 error: cause,
                 may_be_new,

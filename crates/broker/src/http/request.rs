@@ -134,8 +134,11 @@ async fn token_for_pod(
     let identity = grant::authorize(context, node, &request.pod, &identity).await?;
     let given = context.exchange.token(&identity, &request.resource).await;
     let (held, source) = given.map_err(|error| Refusal::exchange(&error))?;
-    // The exchange takes a while, in which the pod may have gone or its grant may have ended.
-    grant::authorize(context, node, &request.pod, &identity.key).await?;
+    // The exchange takes a while, in which the pod may have gone, its grant may have ended, or the identity may be another.
+    let granted = grant::authorize(context, node, &request.pod, &identity.key).await?;
+    if granted != identity {
+        return Err(Refusal::not_ready("the AzureIdentity has just changed"));
+    }
     context.audit.token(caller, &request, source);
     Ok(json(StatusCode::OK, &pod_token(&held)))
 }

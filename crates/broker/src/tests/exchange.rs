@@ -107,6 +107,25 @@ async fn a_held_token_goes_on_while_entra_fails() {
     assert_eq!(refused.1, ErrorKind::TenantRefused);
 }
 
+#[tokio::test]
+async fn a_held_token_goes_on_while_entra_is_slow() {
+    let due = json!({ "access_token": "held", "expires_in": 3600, "refresh_in": 0 });
+    let world = World::start().await;
+    world.entra.prepare((200, due));
+    world.ask("nmi-n1", "web", "u1").await.unwrap();
+    forget_flights(&world).await;
+    world.entra.gate.forget_permits(usize::MAX);
+    let token = world.ask("nmi-n1", "web", "u1").await.unwrap();
+    assert_eq!(*token.access_token, "held");
+    // The exchange has not ended with the request that began it.
+    world.entra.gate.add_permits(1);
+    let client = world.client("nmi-n1");
+    let asked = request("web", "u1");
+    let token = client.token(&asked).await.unwrap();
+    assert_eq!(*token.access_token, "token-2");
+    assert_eq!(world.entra.forms().len(), 2);
+}
+
 /// As if the time had passed for which an outcome is the answer to all who wait.
 async fn forget_flights(world: &World) {
     world.context.exchange.forget_flights().await;

@@ -159,6 +159,33 @@ async fn a_grant_that_ends_during_the_exchange_gives_nothing() {
 }
 
 #[tokio::test]
+async fn an_identity_that_changes_during_the_exchange_is_asked_for_again() {
+    let world = World::start().await;
+    world.entra.gate.forget_permits(usize::MAX);
+    let client = world.client("nmi-n1");
+    let asked = request("web", "u1");
+    let changing = async {
+        world
+            .until("asked", || !world.entra.forms().is_empty())
+            .await;
+        let other = "00000000-0000-0000-0000-00000000000b";
+        let mut changed = identity("reader");
+        changed["spec"]["clientID"] = json!(other);
+        world.api.put("azureidentities", changed);
+        let key = podid_policy::facts::ObjectKey::new("shop", "reader");
+        let is_known = || {
+            let known = world.context.index.read().identity(&key);
+            known.is_some_and(|identity| identity.client_id.as_str() == other)
+        };
+        world.until("the change", is_known).await;
+        world.entra.gate.add_permits(1);
+    };
+    let (answer, ()) = tokio::join!(client.token(&asked), changing);
+    let refused = refusal(answer.map(drop));
+    assert_eq!((refused.0, refused.1), (503, ErrorKind::Unavailable));
+}
+
+#[tokio::test]
 async fn an_exempted_pod_is_refused() {
     let world = World::start().await;
     let spec = json!({ "podLabels": { "aadpodidbinding": "app" } });

@@ -8,7 +8,7 @@
 //!      └── absent, or due for refresh ──► single flight ──► gate ──► assertion ──► Entra
 //!                                             │                          ▲          │ AssertionExpired: once more
 //!                                             │                          └──────────┘ with a fresh assertion
-//!                                             └── an error that may pass: the held token goes on, else the error
+//!                                             └── late, or an error that may pass: the held token goes on, else the error
 //! ```
 
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use podid_policy::facts::{IdentityFacts, IdentitySource, ObjectKey};
 use podid_policy::federation;
 use podid_policy::ids::ClientId;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::flight_cache::FlightCache;
@@ -36,6 +37,8 @@ const OUTCOME_TTL: Duration = Duration::from_secs(2);
 const MAX_ERROR_TTL: Duration = Duration::from_secs(60);
 /// Tokens that are kept at once, a bound on memory: identities times the few resources that each is asked for.
 const MAX_TOKENS: u64 = 20_000;
+/// How long a request waits for a fresh token in place of one that is due for refresh: as long as an exchange mostly takes.
+const REFRESH_WAIT: Duration = Duration::from_millis(500);
 /// How long a token is kept in memory at most: as long as Entra makes them valid.
 const MAX_TOKEN_AGE: Duration = Duration::from_secs(86_400);
 /// Exchanges of one identity under way at a time, because pods choose the resources.
@@ -71,6 +74,9 @@ pub(crate) enum ExchangeError {
         /// Whether the credential may be one that is new.
         may_be_new: bool,
     },
+    /// The exchange ended without an outcome.
+    #[error("the exchange was cut short; ask again")]
+    CutShort,
     /// The token that came is about to expire.
     #[error("Entra gave a token that is about to expire; ask again")]
     ShortLived,
@@ -81,7 +87,7 @@ impl ExchangeError {
     fn may_pass(&self) -> bool {
         match self {
             Self::NoTenant(_) => false,
-            Self::Assertion(_) | Self::ShortLived => true,
+            Self::Assertion(_) | Self::CutShort | Self::ShortLived => true,
             Self::Entra { error, .. } => {
                 let healing = error.federation_fault().map(FederationFault::healing);
                 error.is_transient() || matches!(healing, Some(Healing::After(_)))
@@ -95,6 +101,7 @@ impl ExchangeError {
             Self::NoTenant(_) => "no_tenant",
             Self::Assertion(_) => "no_assertion",
             Self::Entra { error, .. } => error.kind().name(),
+            Self::CutShort => "cut_short",
             Self::ShortLived => "short_lived",
         }
     }
@@ -160,28 +167,47 @@ impl Exchange {
 
     /// A token of the identity for `resource`, and where it came from.
     pub(crate) async fn token(
-        &self,
-        identity: &IdentityFacts,
+        self: &Arc<Self>,
+        identity: &Arc<IdentityFacts>,
         resource: &str,
     ) -> Result<(Arc<HeldToken>, Source), Arc<ExchangeError>> {
-        let key = (self.principal(identity)?, resource.into());
+        let key: Key = (self.principal(identity)?, resource.into());
         let now = Timestamp::now();
         let held = self.tokens.get(&key).await;
         let held = held.filter(|held| held.token.remaining(now) >= self.floor);
         if let Some(held) = held.as_ref().filter(|held| now < held.refresh_at) {
             return Ok((Arc::clone(held), Source::Cache));
         }
-        match (self.fetch(&key, identity).await, held) {
-            (Ok(token), _) => Ok((token, Source::Entra)),
-            (Err(error), Some(held)) if error.may_pass() => {
-                tracing::warn!(identity = %identity.key, reason = %error, "a token could not be renewed; the one that is held goes on");
-                Ok((held, Source::Cache))
-            }
-            (Err(error), _) => {
+        let fetch = self.begin_fetch(&key, identity);
+        let Some(held) = held else {
+            let outcome = fetch
+                .await
+                .unwrap_or_else(|_| Err(Arc::new(ExchangeError::CutShort)));
+            return outcome.map(|token| (token, Source::Entra));
+        };
+        match tokio::time::timeout(REFRESH_WAIT, fetch).await {
+            Ok(Ok(Ok(token))) => Ok((token, Source::Entra)),
+            Ok(Ok(Err(error))) if !error.may_pass() => {
                 self.tokens.invalidate(&key).await;
                 Err(error)
             }
+            late_or_failed => {
+                if let Ok(Ok(Err(error))) = late_or_failed {
+                    tracing::warn!(identity = %identity.key, reason = %error, "a token could not be renewed; the one that is held goes on");
+                }
+                Ok((held, Source::Cache))
+            }
         }
+    }
+
+    /// Fetches in a task of its own, which outlives the request: others may wait for the same token.
+    fn begin_fetch(
+        self: &Arc<Self>,
+        key: &Key,
+        identity: &Arc<IdentityFacts>,
+    ) -> JoinHandle<Outcome> {
+        let (this, key, identity) = (Arc::clone(self), key.clone(), Arc::clone(identity));
+        tokio::spawn(async move { this.fetch(&key, &identity).await })
     }
 
     /// Succeeds when Entra exchanges an assertion of the identity now, or did so seconds ago.

@@ -58,7 +58,7 @@ impl Node {
         objects.retain(|object| {
             let kind = object["kind"].as_str().unwrap_or_default();
             let hook = object["metadata"]["annotations"]["helm.sh/hook"].is_string();
-            !hook && (kind == "ServiceAccount" || kind.contains("Role"))
+            !hook && (kind == "Namespace" || kind == "ServiceAccount" || kind.contains("Role"))
         });
         let client = api.client().await.unwrap();
         let roles = Roles::of("podid-nmi", &client, objects.clone());

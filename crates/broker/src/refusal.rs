@@ -126,7 +126,7 @@ impl Refusal {
         Self::new(
             ErrorKind::UnknownPod,
             StatusCode::NOT_FOUND,
-            format!("there is no pod {pod} with uid {uid:?}; it has been deleted, or made anew"),
+            format!("there is no pod {pod} with uid {uid:?}; it has been deleted or made anew, or it is a static pod, which has no federated identity"),
         )
         .after(RETRY_AFTER)
     }

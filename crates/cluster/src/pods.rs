@@ -7,6 +7,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use podid_policy::facts::{ObjectKey, PodFacts, PodPhase};
 
+/// The API server takes no pod from a kubelet but with this annotation (NodeRestriction), and lets nobody add or change it later.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
 /// The facts of a pod. Text that is not an IP address is left out of its addresses.
 pub fn facts(pod: &Pod) -> PodFacts {
     let spec = pod.spec.as_ref();
@@ -42,11 +45,16 @@ pub fn facts(pod: &Pod) -> PodFacts {
     }
 }
 
-/// The uid by which the node knows the pod. The kubelet gives a static pod a uid of its own, which an annotation of its mirror Pod
+/// The uid by which the node knows the pod. The kubelet gives a static pod a uid of its own, which an annotation of its mirror pod
 /// at the API server has.
 fn uid(pod: &Pod) -> String {
-    let mirrors = pod.annotations().get("kubernetes.io/config.mirror");
-    mirrors.cloned().or_else(|| pod.uid()).unwrap_or_default()
+    let mirrored = pod.annotations().get(MIRROR_ANNOTATION);
+    mirrored.cloned().or_else(|| pod.uid()).unwrap_or_default()
+}
+
+/// Whether the pod is a mirror pod: the kubelet made it, for a static pod that its node says it runs, with labels of its choice.
+pub fn is_mirror(pod: &Pod) -> bool {
+    pod.annotations().contains_key(MIRROR_ANNOTATION)
 }
 
 #[cfg(test)]
@@ -74,7 +82,9 @@ mod tests {
         let pod = serde_json::from_value(json!({
             "metadata": { "uid": "mirror", "annotations": { "kubernetes.io/config.mirror": "0f34" } },
         }));
-        assert_eq!(&*facts(&pod.unwrap()).uid, "0f34");
+        let pod = pod.unwrap();
+        assert_eq!(&*facts(&pod).uid, "0f34");
+        assert!(is_mirror(&pod) && !is_mirror(&Pod::default()));
     }
 
     #[test]

@@ -51,11 +51,12 @@ impl Lookup {
         }
     }
 
-    /// The pod with this name.
+    /// The pod with this name; none for a mirror pod, which its node may have made up.
     pub(crate) async fn pod(&self, key: &ObjectKey) -> Answer<Option<Arc<PodFacts>>> {
         let ask = async {
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
             let pod = api.get_opt(&key.name).await?;
+            let pod = pod.filter(|pod| !pods::is_mirror(pod));
             Ok(pod.map(|pod| Arc::new(pods::facts(&pod))))
         };
         let ask = async { (self.in_turn(ask).await, ANSWER_TTL) };

@@ -18,7 +18,7 @@ use podid_api::identity::AzureIdentity;
 use podid_cluster::lenient::Lenient;
 use podid_cluster::pods;
 use podid_cluster::watch::{Change, WatchStatus, watch};
-use podid_policy::facts::ObjectKey;
+use podid_policy::facts::{ObjectKey, PodFacts};
 use podid_policy::matching::BINDING_LABEL;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch::Receiver;
@@ -59,7 +59,7 @@ pub(crate) fn start(
         watcher::Config::default().labels(BINDING_LABEL),
         Kind::<Pod, _> {
             name: "Pod",
-            facts: |pod| Ok(pods::facts(pod)),
+            facts: pod_facts,
             apply: Index::apply_pod,
             delete: Index::delete_pod,
             keys: Index::pod_keys,
@@ -129,6 +129,18 @@ impl Start<'_> {
             (name, Ok(()))
         });
     }
+}
+
+/// The facts of a pod, unless its node may have made it up.
+fn pod_facts(pod: &Pod) -> Result<PodFacts, ObjectError> {
+    if pods::is_mirror(pod) {
+        return Err(ObjectError::Unsupported {
+            field: "metadata.annotations",
+            value: pods::MIRROR_ANNOTATION.to_owned(),
+            allowed: "a static pod has no federated identity, because its node chooses its labels",
+        });
+    }
+    Ok(pods::facts(pod))
 }
 
 /// Applies one event of a watch to the index. An object that cannot be read counts as deleted.

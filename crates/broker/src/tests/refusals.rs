@@ -185,6 +185,23 @@ async fn an_identity_that_changes_during_the_exchange_is_asked_for_again() {
     assert_eq!((refused.0, refused.1), (503, ErrorKind::Unavailable));
 }
 
+/// The kubelet's credential of a node is enough to make one, in any namespace and with any label.
+#[tokio::test]
+async fn a_mirror_pod_is_refused() {
+    let world = World::start().await;
+    let mut mirror = pod("made-up", "u8", "n1");
+    mirror["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "u8" });
+    world.api.put("pods", mirror.clone());
+    let (status, kind, text) = world.refused("nmi-n1", "made-up", "u8").await;
+    assert_eq!((status, kind), (404, ErrorKind::UnknownPod));
+    assert!(text.contains("static pod"), "{text}");
+    mirror["metadata"]["name"] = json!("ahead");
+    world.api.put_ahead("pods", mirror);
+    let (status, kind, _) = world.refused("nmi-n1", "ahead", "u8").await;
+    assert_eq!((status, kind), (404, ErrorKind::UnknownPod));
+    assert!(world.entra.forms().is_empty());
+}
+
 #[tokio::test]
 async fn an_exempted_pod_is_refused() {
     let world = World::start().await;

@@ -60,6 +60,27 @@ fn what_the_broker_says_is_answered(
     assert_eq!(shape.retry_after.map(|wait| wait.as_secs()), asked);
 }
 
+/// An identity that moves to federation is attached still; but no pod is given by the node what the broker denies the pod.
+#[rstest]
+#[case(Kind::NoTenant, true)]
+#[case(Kind::CredentialMissing, true)]
+#[case(Kind::TenantRefused, true)]
+#[case(Kind::Unavailable, true)]
+#[case(Kind::NotGranted, false)]
+#[case(Kind::UnknownPod, false)]
+#[case(Kind::WrongNode, false)]
+#[case(Kind::PodFinished, false)]
+#[case(Kind::CallerRefused, false)]
+fn what_is_attached_goes_on_where_federation_does_not_work_yet(
+    #[case] kind: Kind,
+    #[case] goes_on: bool,
+) {
+    let Refusal::Source(error) = broker(kind, None) else {
+        unreachable!()
+    };
+    assert_eq!(error.is_federation_unproven(), goes_on);
+}
+
 #[rstest]
 #[case(SourceError::NoBroker(ObjectKey::new(KEY.0, KEY.1)), 403, "no_broker", "--broker-url")]
 #[case(SourceError::NoPod(ObjectKey::new(KEY.0, KEY.1)), 500, "no_pod", "ask again")]

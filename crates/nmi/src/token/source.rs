@@ -107,13 +107,14 @@ impl SourceError {
 
     /// Whether federation may not work at all yet. The controller leaves an identity attached until it has, so that an identity in use
     /// can be given `spec.federation` and loses no token.
-    fn is_federation_unproven(&self) -> bool {
+    pub(crate) fn is_federation_unproven(&self) -> bool {
         use BrokerErrorKind as Kind;
         match self {
             Self::NoBroker(_) => true,
             Self::Broker(ClientError::Refused { kind, .. }) => matches!(
                 kind,
-                Kind::CredentialMissing
+                Kind::NoTenant
+                    | Kind::CredentialMissing
                     | Kind::CredentialMismatch
                     | Kind::Propagating
                     | Kind::IssuerUnreachable

@@ -13,7 +13,7 @@ use reqwest::Url;
 #[derive(Args)]
 #[command(next_help_heading = "Federated identities")]
 pub struct Broker {
-    /// The base URL of podid broker, such as https://podid-broker.podid.svc:8443. Without it nothing is done for AzureIdentities with spec.federation
+    /// The base URL of podid broker, https and the name of its Service (podid-broker.podid.svc:8443). Without it nothing is done for AzureIdentities with spec.federation
     #[arg(long = "broker-url", value_name = "URL")]
     url: Option<String>,
     /// The certificate authorities that sign the broker's certificate; read anew for each request

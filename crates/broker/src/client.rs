@@ -159,10 +159,13 @@ impl BrokerClient {
                 .post(url.clone())
                 .bearer_auth(token.trim())
                 .json(body);
-            match request.send().await {
-                Ok(response) => return self.read_response(response).await,
-                Err(error) if attempt < MAX_ATTEMPTS && !error.is_builder() => {}
-                Err(error) => return Err(self.unreachable(&root_cause(&error))),
+            let outcome = match request.send().await {
+                Ok(response) => self.read_response(response).await,
+                Err(error) => Err(self.unreachable(&root_cause(&error))),
+            };
+            match outcome {
+                Err(ClientError::Unreachable { .. }) if attempt < MAX_ATTEMPTS => {}
+                outcome => return outcome,
             }
         }
         Err(self.unreachable("no attempt was made"))

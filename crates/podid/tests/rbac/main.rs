@@ -9,6 +9,8 @@
 )]
 
 mod broker;
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod broker_world;
 #[path = "../chart/cluster.rs"]
 #[allow(dead_code, reason = "not every test needs all of it")]
 mod cluster;
